@@ -1,0 +1,195 @@
+"""The only place that writes files: atomic, durable, inside one root.
+
+A reader sees the old file or the new one, never half of one: bytes go to a temporary file in the
+same folder, are synced, and are renamed over the target; then the folder is synced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from expunge.core.errors import DataError, IntegrityError, StorageError
+
+MAX_JSON_BYTES = 256 * 1024 * 1024
+_TEMPORARY = ".partial"
+
+
+def _no_fault(operation: str, path: Path) -> None:
+    """Stand where tests inject failures; in production nothing happens here."""
+
+
+fault_hook: Callable[[str, Path], None] = _no_fault
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that replaces it when the block ends without error.
+
+    Args:
+        path: The file to write. Its folder is made where absent.
+
+    Raises:
+        StorageError: The folder is not writable, the disk is full, or the like.
+    """
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        fault_hook("open", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        fault_hook("write", path)
+        _sync(temporary)
+        fault_hook("rename", path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"cannot write {path}: {reason}; free space or choose another folder with --out"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; see ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON with sorted keys atomically; see ``write_bytes``.
+
+    Raises:
+        ValueError: The value holds NaN or infinity.
+    """
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StorageError: The file is absent or unreadable.
+        IntegrityError: It is larger than 256 MiB, or not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise IntegrityError(f"{path} is larger than {MAX_JSON_BYTES} bytes; it is not read")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not valid JSON: {error}") from error
+
+
+def append_line(path: Path, line: str, *, durable: bool = True) -> None:
+    """Append one line; what a crash left of a torn last line is cut off first.
+
+    Args:
+        path: The file; its folder is made where absent.
+        line: Text without a line break.
+        durable: Sync to disk before returning (journals); else leave that to the system (events).
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    try:
+        fault_hook("append", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            _cut_torn_line(file)
+            file.write(line.encode() + b"\n")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot append to {path}: {error.strerror or error}") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a journal of JSON lines; a last line that a crash tore is dropped.
+
+    Raises:
+        IntegrityError: A line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise IntegrityError(f"{path} line {number} is not JSON: {error}") from error
+    return values
+
+
+def safe_join(root: Path, *names: str) -> Path:
+    """Join names below ``root`` and refuse to leave it.
+
+    Raises:
+        DataError: The result lies outside ``root`` (``..``, an absolute path, a link).
+    """
+    target = root.joinpath(*names).resolve()
+    if not target.is_relative_to(root.resolve()):
+        raise DataError(f"path {os.path.join(*names)!r} leaves the folder {root}; use plain names")
+    return target
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder or file that may not exist."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Prove that files can be made in ``folder`` before work begins.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    probe = folder / ".write-probe"
+    write_bytes(probe, b"")
+    probe.unlink()
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

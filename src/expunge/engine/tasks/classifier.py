@@ -1,0 +1,121 @@
+"""Classifiers: any ``nn.Module`` that maps a batch of inputs to logits over K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import ConfigError, DataError, Problems, UnsupportedModelError, listing
+from expunge.core.records import Records
+from expunge.core.streams import stream
+from expunge.engine.task import Batch, Predictions, task
+
+
+@task("classifier", "any nn.Module: inputs (B, ...) -> logits (B, K)")
+class Classifier:
+    """Task for classifiers; each record is one target position.
+
+    Args:
+        num_classes: K, at least 2.
+        inputs: Column with the inputs; numeric arrays of one shape.
+        labels: Column with the class of each record, an integer in 0..K-1.
+
+    Raises:
+        ConfigError: There are fewer than two classes.
+    """
+
+    kind: ClassVar[str] = "classifier"
+
+    def __init__(self, num_classes: int, *, inputs: str = "x", labels: str = "y") -> None:
+        if num_classes < 2:
+            raise ConfigError(f"num_classes = {num_classes}: a classifier needs at least 2 classes")
+        self.num_classes = num_classes
+        self.inputs = inputs
+        self.labels = labels
+
+    def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
+        """Stack inputs and labels; see ``Task.batch``.
+
+        Raises:
+            DataError: Inputs differ in shape, or a label is outside 0..K-1.
+        """
+        inputs = records[self.inputs]
+        try:
+            stacked = np.stack([np.asarray(inputs[i]) for i in rows])
+        except ValueError as error:
+            raise DataError(
+                f"column {self.inputs!r}: inputs differ in shape ({error}); give all one shape"
+            ) from error
+        x = torch.from_numpy(np.ascontiguousarray(stacked))
+        if not x.is_floating_point():
+            x = x.float()
+        labels = self._labels(records, rows) if targets else np.empty(0, dtype=np.int64)
+        return Batch(
+            ids=tuple(records.ids[i] for i in rows),
+            inputs={"x": x},
+            targets_N=torch.from_numpy(labels),
+            rows_N=torch.arange(len(rows)),
+        )
+
+    def num_targets(self, records: Records) -> list[int]:
+        """Return 1 for every record."""
+        return [1] * len(records)
+
+    def lengths(self, records: Records) -> list[int]:
+        """Return 1 for every record: inputs have one shape."""
+        return [1] * len(records)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """Return the logits of every record; see ``Task.predict``.
+
+        Raises:
+            UnsupportedModelError: The model does not yield (B, K) logits.
+        """
+        logits = model(batch.inputs["x"])
+        if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
+            shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+            raise UnsupportedModelError(
+                f"the model yields {shape} for {len(batch)} records; a classifier over "
+                f"{self.num_classes} classes must yield logits of shape "
+                f"({len(batch)}, {self.num_classes})"
+            )
+        return Predictions(logits, batch.targets_N, batch.rows_N, len(batch))
+
+    def neutral(self, records: Records, seed: int, epoch: int) -> Records:
+        """Return the records under random labels that differ from the true ones.
+
+        Source: SalUn (Fan et al., 2024), random labelling with y' != y.
+        """
+        true = self._labels(records, range(len(records)))
+        shifts = [
+            int(stream(seed, "random-label", epoch, i).integers(1, self.num_classes))
+            for i in records.ids
+        ]
+        return records.replace(**{self.labels: (true + np.array(shifts, dtype=np.int64)) % self.num_classes})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return kind, classes and columns."""
+        return {
+            "kind": self.kind,
+            "num_classes": self.num_classes,
+            "inputs": self.inputs,
+            "labels": self.labels,
+        }
+
+    def _labels(self, records: Records, rows: Sequence[int]) -> np.ndarray:
+        column = records[self.labels]
+        labels = np.array([int(column[i]) for i in rows], dtype=np.int64)
+        wrong = [r for r, y in zip(rows, labels, strict=True) if not 0 <= y < self.num_classes]
+        if wrong:
+            problems = Problems(f"column {self.labels!r}", DataError)
+            named = listing(f"{records.ids[r]} = {column[r]}" for r in wrong)
+            problems.add(
+                f"{len(wrong)} labels are outside 0..{self.num_classes - 1} ({named}); "
+                "map them to that range"
+            )
+            problems.raise_if_any()
+        return labels
