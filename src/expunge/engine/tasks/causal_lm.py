@@ -1,0 +1,272 @@
+"""Causal language models of transformers: a prompt that is read, an answer that is scored.
+
+Shape legend: B records, T tokens of the longest record, N answer tokens of the batch, V vocabulary,
+D hidden size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.config import config
+from expunge.core.digest import digest_json
+from expunge.core.errors import DataError, UnsupportedModelError, listing
+from expunge.core.records import Records
+from expunge.core.streams import stream
+from expunge.engine.task import Batch, Predictions, task
+
+REFUSALS = (
+    "I don't know.",
+    "I'm not sure about that.",
+    "I have no information on that.",
+    "I can't answer that question.",
+    "That is not something I know about.",
+    "I'm unable to say.",
+    "I don't have an answer to that.",
+    "I haven't come across that.",
+    "Sorry, I have no knowledge of this.",
+    "I cannot help with that one.",
+)
+
+
+@config
+class Template:
+    """How a record becomes text: ``{name}`` stands for the record's column of that name."""
+
+    prompt: str = "Question: {question}\nAnswer:"
+    """Text that is read but not scored; empty for plain documents."""
+    answer: str = " {answer}"
+    """Text that is scored, followed by the end-of-text token."""
+    chat: bool = False
+    """Wrap the prompt as a user message in the tokenizer's chat template."""
+    system: str = ""
+    """System message of the chat template; empty leaves the message empty."""
+    max_length: int = 512
+    """Longest record in tokens; what is longer is cut, with a warning that counts the cut records."""
+
+
+@task("causal_lm", "any transformers causal language model with its tokenizer")
+class CausalLM:
+    """Task for causal language models; each answer token (end of text included) is a target.
+
+    Prompt and answer are tokenised apart and joined, so that a prompt has the same tokens whatever
+    follows. The output head is applied to answer positions only.
+
+    Args:
+        tokenizer: A transformers tokenizer with an end-of-text token.
+        template: How records become text.
+        refusals: Neutral answers.
+
+    Raises:
+        UnsupportedModelError: The tokenizer has no end-of-text token.
+    """
+
+    kind: ClassVar[str] = "causal_lm"
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template | None = None,
+        refusals: Sequence[str] = REFUSALS,
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UnsupportedModelError(
+                "the tokenizer has no end-of-text token; set tokenizer.eos_token before use"
+            )
+        self.tokenizer = tokenizer
+        self.template = template or Template()
+        self.refusals = tuple(refusals)
+        self._encoded: dict[tuple[str, str], tuple[list[int], int]] = {}
+
+    def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
+        """Tokenise, pad on the right and mark the positions that predict answer tokens."""
+        del targets  # in language modelling the inputs are the targets
+        texts = self._texts(records, rows)
+        self._encode(texts)
+        encoded = [self._encoded[text] for text in texts]
+        longest = max(len(tokens) for tokens, _ in encoded)
+        pad = self._pad()
+        ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
+        seen_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+        positions_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
+        targets, owners = [], []
+        for row, (tokens, start) in enumerate(encoded):
+            ids_BT[row, : len(tokens)] = torch.tensor(tokens)
+            seen_BT[row, : len(tokens)] = 1
+            positions_BT[row, start - 1 : len(tokens) - 1] = True
+            targets += tokens[start:]
+            owners += [row] * (len(tokens) - start)
+        return Batch(
+            ids=tuple(records.ids[i] for i in rows),
+            inputs={"input_ids": ids_BT, "attention_mask": seen_BT},
+            targets_N=torch.tensor(targets, dtype=torch.long),
+            rows_N=torch.tensor(owners, dtype=torch.long),
+            positions=positions_BT,
+        )
+
+    def num_targets(self, records: Records) -> list[int]:
+        """Return the number of answer tokens of every record."""
+        return [len(tokens) - start for tokens, start in self._all(records)]
+
+    def lengths(self, records: Records) -> list[int]:
+        """Return the number of tokens of every record."""
+        return [len(tokens) for tokens, _ in self._all(records)]
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """Return next-token logits at the answer positions; see ``Task.predict``."""
+        assert batch.positions is not None
+        with _head_on(model, batch.positions):
+            output = model(**batch.inputs, use_cache=False)
+        return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
+
+    def neutral(self, records: Records, seed: int, epoch: int) -> Records:
+        """Return the records with refusals for answers."""
+        drawn = [
+            self.refusals[int(stream(seed, "refusal", epoch, i).integers(len(self.refusals)))]
+            for i in records.ids
+        ]
+        return records.replace(answer=drawn)
+
+    @torch.no_grad()
+    def generate(
+        self, model: nn.Module, records: Records, rows: Sequence[int], max_new_tokens: int
+    ) -> list[str]:
+        """Return the greedy answers to the prompts of the given rows.
+
+        Args:
+            model: The language model.
+            records: The data.
+            rows: Row numbers; rows of similar length make a fast batch.
+            max_new_tokens: Longest answer in tokens.
+        """
+        from transformers import GenerationConfig
+
+        texts = self._texts(records, rows)
+        self._encode(texts)
+        prompts = [self._encoded[text] for text in texts]
+        longest = max(start for _, start in prompts)
+        ids_BT = torch.full((len(rows), longest), self._pad(), dtype=torch.long)
+        seen_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+        for row, (tokens, start) in enumerate(prompts):
+            ids_BT[row, longest - start :] = torch.tensor(tokens[:start])
+            seen_BT[row, longest - start :] = 1
+        device = next(model.parameters()).device
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self._pad(),
+        )
+        output_BT = model.generate(  # type: ignore[operator]
+            input_ids=ids_BT.to(device), attention_mask=seen_BT.to(device), generation_config=settings
+        )
+        return [
+            str(text).strip()
+            for text in self.tokenizer.batch_decode(output_BT[:, longest:], skip_special_tokens=True)
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return kind, template, and the tokenizer's digest."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        template = self.template
+        return {
+            "kind": self.kind,
+            "tokenizer": digest_json(vocabulary),
+            "prompt": template.prompt,
+            "answer": template.answer,
+            "chat": template.chat,
+            "system": template.system,
+            "max_length": template.max_length,
+        }
+
+    def _pad(self) -> int:
+        # Padding is masked out and never scored, so a tokenizer without a pad token needs no other.
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _all(self, records: Records) -> list[tuple[list[int], int]]:
+        texts = self._texts(records, range(len(records)))
+        self._encode(texts)
+        return [self._encoded[text] for text in texts]
+
+    def _texts(self, records: Records, rows: Sequence[int]) -> list[tuple[str, str]]:
+        def fill(pattern: str, row: int) -> str:
+            for name in records.columns:
+                if "{" + name + "}" in pattern:
+                    pattern = pattern.replace("{" + name + "}", str(records[name][row]))
+            return pattern
+
+        return [(fill(self.template.prompt, r), fill(self.template.answer, r)) for r in rows]
+
+    def _encode(self, texts: Sequence[tuple[str, str]]) -> None:
+        """Tokenise texts that are new into ``(tokens, index of the first answer token)``."""
+        fresh = list(dict.fromkeys(text for text in texts if text not in self._encoded))
+        if not fresh:
+            return
+        prompts = [self._prompt_tokens(prompt) for prompt, _ in fresh]
+        answers = self.tokenizer([answer for _, answer in fresh], add_special_tokens=False)["input_ids"]
+        limit = self.template.max_length
+        cut, empty = 0, []
+        for text, prompt, answer in zip(fresh, prompts, answers, strict=True):
+            tokens = [*prompt, *answer, self.tokenizer.eos_token_id]
+            start = max(len(prompt), 1)  # nothing predicts the very first token
+            cut += len(tokens) > limit
+            tokens = tokens[:limit]
+            if not answer or len(tokens) <= start:
+                empty.append(text)
+            self._encoded[text] = (tokens, start)
+        if empty:
+            for text in empty:
+                del self._encoded[text]
+            raise DataError(
+                f"{len(empty)} records have no answer token within template.max_length = {limit}; "
+                "raise it, shorten the prompts, or drop records with empty answers"
+            )
+        if cut:
+            warnings.warn(
+                f"{cut} records are longer than template.max_length = {limit} tokens and were cut",
+                stacklevel=3,
+            )
+
+    def _prompt_tokens(self, prompt: str) -> list[int]:
+        if self.template.chat:
+            messages = [
+                {"role": "system", "content": self.template.system},
+                {"role": "user", "content": prompt},
+            ]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = list(self.tokenizer(prompt)["input_ids"])
+        if tokens and tokens[-1] == self.tokenizer.eos_token_id:
+            tokens.pop()
+        return tokens
+
+
+@contextmanager
+def _head_on(model: nn.Module, positions_BT: Tensor) -> Iterator[None]:
+    """Apply the output head to the given positions only, so that no logits of prompts exist."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if head is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no output head (get_output_embeddings() is missing or "
+            f"returns None); a causal language model of transformers is needed. Its parts: "
+            f"{listing(name for name, _ in model.named_children())}"
+        )
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][positions_BT],)
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()

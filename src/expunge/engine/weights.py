@@ -1,0 +1,105 @@
+"""Weights on disk and their identity: safetensors only, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from expunge.core.digest import canonical_json
+from expunge.core.errors import DataError, IntegrityError, NumericalError, Problems, StorageError, listing
+from expunge.core.files import atomic_path
+
+WEIGHTS = "model.safetensors"
+
+
+def state_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of names, types, shapes and contents of a model's parameters and buffers."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors, independent of order, device and file format."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]))
+        sha.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file atomically; tensors that share storage are written once each.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        StorageError: There is no such file.
+        IntegrityError: It is truncated, or in a format that could run code (pickle).
+        NumericalError: A tensor holds NaN or infinity.
+    """
+    if not path.is_file():
+        raise StorageError(f"there is no file {path}; name a .safetensors file")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise IntegrityError(
+            f"{path} is a pickle (a .pt or .bin file); loading it could run code. "
+            "Save the weights with safetensors.torch.save_file(model.state_dict(), path) first"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise IntegrityError(f"{path} is not a whole safetensors file: {error}") from error
+    require_finite(tensors, str(path))
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Check that no floating-point tensor holds NaN or infinity.
+
+    Raises:
+        NumericalError: One does; the message names the first few.
+    """
+    wrong = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if wrong:
+        raise NumericalError(f"{where}: {len(wrong)} tensors hold NaN or infinity ({listing(wrong)})")
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into a model that has exactly these names and shapes.
+
+    Raises:
+        DataError: A name is missing, unknown, or of another shape.
+    """
+    own = model.state_dict()
+    problems = Problems(f"{where} does not fit the model", DataError)
+    missing = [name for name in own if name not in tensors]
+    unknown = [name for name in tensors if name not in own]
+    if missing:
+        problems.add(f"{len(missing)} tensors are missing ({listing(missing)})")
+    if unknown:
+        problems.add(f"{len(unknown)} tensors are unknown to the model ({listing(unknown)})")
+    for name, tensor in tensors.items():
+        if name in own and own[name].shape != tensor.shape:
+            problems.add(f"{name} has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+    problems.raise_if_any()
+    model.load_state_dict(dict(tensors))
