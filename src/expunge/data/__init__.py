@@ -1,0 +1,1 @@
+"""Data: sources of records, readers of files, and the splits that requests may name."""
