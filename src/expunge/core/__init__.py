@@ -1,1 +1,1 @@
-"""The core: errors, registry, sets, run context, findings, digests, atomic files. Never imports torch."""
+"""Errors, registry, sets, run context, findings, digests, atomic files; never imports torch."""

@@ -7,8 +7,10 @@ The string under a field is its description; command-line help, JSON schema and 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import pydantic
 import yaml
@@ -29,8 +31,8 @@ _STRICT = ConfigDict(
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[C]) -> type[C]:
     """Turn a class of annotated fields into a frozen, keyword-only, validated settings class."""
-    made: type[C] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_STRICT)(cls)
-    return made
+    make = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_STRICT)
+    return cast(type[C], make(cls))
 
 
 def parse(cls: type[C], value: Mapping[str, Any], where: str) -> C:
@@ -75,7 +77,14 @@ def schema(cls: type[Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting as help and docs show it."""
+    """One setting as help and docs show it.
+
+    Attributes:
+        name: The setting.
+        kind: What it takes, in words, such as ``"number > 0"`` or ``"one of a, b"``.
+        default: Its default, or ``"required"``.
+        text: Its description.
+    """
 
     name: str
     kind: str
@@ -84,15 +93,25 @@ class Field:
 
 
 def fields(cls: type[Any]) -> list[Field]:
-    """Return name, type, default and description of every setting of a class."""
-    told = schema(cls).get("properties", {})
+    """Return name, kind, default and description of every setting of a class."""
+    whole = schema(cls)
     rows = []
     for item in dataclasses.fields(cls):
-        entry = told.get(item.name, {})
-        kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", "")
-        default = entry.get("default", "required")
-        rows.append(Field(item.name, kind, str(default), " ".join(entry.get("description", "").split())))
+        entry = whole["properties"][item.name]
+        required = item.name in whole.get("required", [])
+        default = "required" if required else str(entry.get("default", ""))
+        text = " ".join(entry.get("description", "").split())
+        rows.append(Field(item.name, _kind(entry), default, text))
     return rows
+
+
+class _Yaml(yaml.SafeLoader):
+    """The safe loader, which also reads ``1e-5`` as a number, as YAML 1.2 and people do."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
@@ -102,7 +121,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         ConfigError: The text is not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
@@ -134,20 +153,19 @@ def override(value: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
             here[name] = {**below}
             here = here[name]
         try:
-            here[last] = yaml.safe_load(text)
+            here[last] = yaml.load(text, _Yaml)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment!r}: the value is not valid YAML") from error
     return result
 
 
 def _as_json(value: Mapping[str, Any], where: str) -> str:
-    import json
-
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{where}: every value must be a finite number, text, true/false, list or mapping ({error})"
+            f"{where}: every value must be a finite number, text, true/false, list or mapping "
+            f"({error})"
         ) from error
 
 
@@ -174,11 +192,37 @@ def _known_fields(cls: type[Any], path: tuple[int | str, ...]) -> list[str]:
     whole = schema(cls)
     here: dict[str, Any] = whole
     for name in path:
-        here = here.get("properties", {}).get(name, here)
+        if isinstance(name, int):
+            here = here.get("items", here)
+        else:
+            here = here.get("properties", {}).get(name, here)
         for option in [here, *here.get("anyOf", [])]:
             if "$ref" in option:
                 here = whole["$defs"][option["$ref"].rsplit("/", 1)[1]]
     return list(here.get("properties", {}))
+
+
+_WORDS = {"string": "text", "boolean": "true or false", "null": "none"}
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """Put the JSON schema of one value into words."""
+    if "anyOf" in entry:
+        return " or ".join(_kind(option) for option in entry["anyOf"])
+    if "enum" in entry:
+        return "one of " + ", ".join(map(str, entry["enum"]))
+    if "const" in entry:
+        return f"always {entry['const']}"
+    if "$ref" in entry:
+        return "settings"
+    sort = entry.get("type", "any value")
+    if sort == "array":
+        return "list of " + _kind(entry.get("items", {}))
+    if sort == "object":
+        return "mapping to " + _kind(entry.get("additionalProperties", {}))
+    bounds = [f"{sign} {entry[key]}" for key, sign in _BOUNDS.items() if key in entry]
+    return " ".join([_WORDS.get(sort, sort), " and ".join(bounds)]).strip()
 
 
 def _shorten(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ExpungeError(Exception):
-    """Root of every error that Expunge raises on purpose; the command line turns it into exit code 2."""
+    """Root of every error that Expunge raises on purpose; exit code 2 of the command line."""
 
 
 class ConfigError(ExpungeError, ValueError):

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +34,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Args:
         path: The file to write. Its folder is made where absent.
 
+    Yields:
+        The temporary path, to be written by the block.
+
     Raises:
         StorageError: The folder is not writable, the disk is full, or the like.
     """
@@ -55,7 +58,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {reason}; free space or choose another folder with --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # absent, or in a folder that is none; the error above says more
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -87,7 +91,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         StorageError: The file is absent or unreadable.
-        IntegrityError: It is larger than 256 MiB, or not JSON.
+        IntegrityError: It is larger than 256 MiB, nested too deeply, or not JSON.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -95,7 +99,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -126,21 +130,26 @@ def append_line(path: Path, line: str, *, durable: bool = True) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a journal of JSON lines; a last line that a crash tore is dropped.
+    """Read a journal of JSON lines; an absent one is empty.
+
+    A line counts once its line break is written: what follows the last line break is what a crash
+    left of a torn line, is dropped here, and is cut off by the next ``append_line``.
 
     Raises:
-        IntegrityError: A line before the last is not JSON.
+        StorageError: The file is unreadable.
+        IntegrityError: A whole line is not JSON.
     """
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     values = []
     for number, line in enumerate(lines, start=1):
         try:
             values.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):
-                break
+        except (ValueError, RecursionError) as error:
             raise IntegrityError(f"{path} line {number} is not JSON: {error}") from error
     return values
 
@@ -149,17 +158,21 @@ def safe_join(root: Path, *names: str) -> Path:
     """Join names below ``root`` and refuse to leave it.
 
     Raises:
-        DataError: The result lies outside ``root`` (``..``, an absolute path, a link).
+        DataError: The result lies outside ``root`` (``..``, an absolute path, a link), or the
+            names make no path (a null byte, links in a circle).
     """
-    target = root.joinpath(*names).resolve()
+    try:
+        target = root.joinpath(*names).resolve()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DataError(f"{names!r} makes no path ({error}); use plain names") from error
     if not target.is_relative_to(root.resolve()):
         raise DataError(f"path {os.path.join(*names)!r} leaves the folder {root}; use plain names")
     return target
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder or file that may not exist."""
-    if path.is_dir():
+    """Delete a folder, file or link that may not exist; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

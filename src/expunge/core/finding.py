@@ -69,6 +69,9 @@ class Finding:
         model: Digest of the model.
         sets: Digest of the record sets.
         note: One sentence on what the number does not show, or why it is missing.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
     """
 
     audit: str
@@ -91,8 +94,13 @@ class Finding:
     note: str = ""
 
     def __post_init__(self) -> None:
+        name = f"finding {self.audit}.{self.metric}"
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"finding {self.audit}.{self.metric} is {self.value}; use None and a note")
+            raise ValueError(f"{name} is {self.value}; use None and a note")
+        ends = (self.interval.low, self.interval.high) if self.interval else ()
+        references = (*self.reference.values, self.reference.gap) if self.reference else ()
+        if not all(math.isfinite(x) for x in (*ends, *references, self.threshold or 0.0)):
+            raise ValueError(f"{name} has an interval, reference or threshold that is not finite")
 
     def digest(self) -> str:
         """Return the digest of the finding's canonical JSON."""
@@ -114,7 +122,9 @@ class Finding:
         return cls(**data)
 
 
-def judge(value: float | None, interval: Interval | None, threshold: float, direction: Direction) -> Verdict:
+def judge(
+    value: float | None, interval: Interval | None, threshold: float, direction: Direction
+) -> Verdict:
     """Return the verdict of a number against a bound that was fixed beforehand.
 
     With an interval the whole interval must lie on the good side to pass and on the bad side to

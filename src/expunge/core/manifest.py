@@ -13,7 +13,16 @@ from typing import Any
 from expunge.core.digest import digest_file, digest_files
 from expunge.core.errors import IntegrityError
 
-_LIBRARIES = ("expunge", "torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "scipy")
+_LIBRARIES = (
+    "expunge",
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "scipy",
+)
 
 
 @dataclasses.dataclass(frozen=True)

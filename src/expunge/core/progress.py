@@ -79,7 +79,8 @@ class Progress:
         eta = (self.total - self.done) / rate if rate else float("inf")
         note = f"  {self._note}" if self._note else ""
         print(  # noqa: T201  (this is the display)
-            f"{self.label}: {self.done}/{self.total}  {now - self._began:.0f} s, eta {eta:.0f} s{note}",
+            f"{self.label}: {self.done}/{self.total}  {now - self._began:.0f} s, "
+            f"eta {eta:.0f} s{note}",
             file=sys.stderr,
             flush=True,
         )

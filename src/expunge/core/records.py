@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,8 +42,7 @@ class Records:
                     "give every column one value per id"
                 )
         if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            twice = [i for i in self.ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+            twice = [i for i, times in Counter(self.ids).items() if times > 1]
             problems.add(f"{len(twice)} ids stand twice ({listing(twice)}); ids must be unique")
         problems.raise_if_any()
 
@@ -56,7 +56,9 @@ class Records:
             DataError: There is no such column.
         """
         if name not in self.columns:
-            raise DataError(f"records have no column {name!r}; they have {listing(self.columns, 12)}")
+            raise DataError(
+                f"records have no column {name!r}; they have {listing(self.columns, 12)}"
+            )
         return self.columns[name]
 
     def __contains__(self, name: object) -> bool:
@@ -92,7 +94,8 @@ class Records:
         for row, record_id in enumerate(self.ids):
             sha = hashlib.sha256(canonical_json([record_id, names]))
             for name in names:
-                sha.update(_value_bytes(self.columns[name][row]))
+                value = _value_bytes(self.columns[name][row])
+                sha.update(len(value).to_bytes(8, "big") + value)
             rows.append(sha.digest())
         return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
@@ -157,7 +160,9 @@ def _pick(values: Sequence[Any], index: np.ndarray) -> Sequence[Any]:
 
 
 def _value_bytes(value: Any) -> bytes:
-    if isinstance(value, np.ndarray | np.generic):
+    if hasattr(value, "__array__"):  # numpy, torch
         array = np.ascontiguousarray(value)
+        if array.dtype.hasobject:
+            return canonical_json(array.tolist())
         return canonical_json([str(array.dtype), list(array.shape)]) + array.tobytes()
     return canonical_json(value)

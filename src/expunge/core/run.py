@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,14 @@ class Budget:
 
     max_steps: int | None = None
     max_seconds: float | None = None
+
+
+class _Scratch:
+    """A temporary folder that goes, without a word, when the last run that uses it is gone."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="expunge-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 class Run:
@@ -74,8 +84,11 @@ class Run:
         self.trackers = trackers
         self._started = time.monotonic()
         self._cancelled = threading.Event()
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="expunge-")
-        self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
+        self._scratch = None
+        if folder is None:
+            self._scratch = _Scratch()
+            folder = self._scratch.path
+        self.folder = folder
 
     def child(self, name: str, *, seed: int | None = None) -> Run:
         """Return the context of a part of this run, with a folder of its own.
@@ -96,7 +109,7 @@ class Run:
         )
         part._started = self._started
         part._cancelled = self._cancelled
-        part._temporary = self._temporary
+        part._scratch = self._scratch
         return part
 
     def stream_seed(self, purpose: str, *counters: int | str) -> int:
@@ -106,9 +119,15 @@ class Run:
     def emit(self, event: str, **values: Any) -> None:
         """Append one event (a name, ids and numbers) to the run's event file and trackers."""
         if self.events is not None:
-            record = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **values}
+            record = {
+                "event": event,
+                "seconds": round(time.monotonic() - self._started, 3),
+                **values,
+            }
             append_line(self.events, json.dumps(record, sort_keys=True), durable=False)
-        numbers = {f"{event}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
+        numbers = {
+            f"{event}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)
+        }
         if numbers and self.trackers:
             for tracker in self.trackers:
                 tracker.log(numbers, int(values.get("step", 0)))
@@ -127,10 +146,13 @@ class Run:
             Interrupted: It must stop; work so far is in the last checkpoint.
         """
         if self._cancelled.is_set():
-            raise Interrupted("the run was cancelled; start it again with the same folder to resume")
+            raise Interrupted(
+                "the run was cancelled; start it again with the same folder to resume"
+            )
         if self.budget.max_steps is not None and steps >= self.budget.max_steps:
             raise Interrupted(
-                f"the budget of {self.budget.max_steps} steps is spent; raise budget.max_steps to go on"
+                f"the budget of {self.budget.max_steps} steps is spent; "
+                "raise budget.max_steps to go on"
             )
         spent = time.monotonic() - self._started
         if self.budget.max_seconds is not None and spent >= self.budget.max_seconds:

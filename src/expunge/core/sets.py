@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,33 +42,40 @@ class Sets:
         problems = Problems("sets", DataError)
         if not self.forget:
             problems.add("the forget set is empty; name at least one record to forget")
-        owner: dict[str, str] = {}
+        members = {role: set(getattr(self, role)) for role in ROLES}
         for role in ROLES:
-            ids = getattr(self, role)
-            twice = sorted({i for i in ids if owner.get(i) == role or owner.setdefault(i, role) != role})
-            repeated = len(ids) - len(set(ids))
-            if repeated:
-                problems.add(f"{role} set names {repeated} record ids more than once")
-            crossing = [i for i in twice if owner[i] != role]
-            if crossing:
-                other = owner[crossing[0]]
+            twice = [i for i, times in Counter(getattr(self, role)).items() if times > 1]
+            if twice:
                 problems.add(
-                    f"{other} set and {role} set share {len(crossing)} record ids "
-                    f"({listing(crossing)}); a record can be in one of them only: "
-                    f"drop it from {role!r}"
+                    f"{role} set names {len(twice)} record ids more than once ({listing(twice)}); "
+                    "name each once"
+                )
+        for one, other in itertools.combinations(ROLES, 2):
+            shared = sorted(members[one] & members[other])
+            if shared:
+                problems.add(
+                    f"{one} set and {other} set share {len(shared)} record ids "
+                    f"({listing(shared)}); a record can be in one of them only: "
+                    f"drop it from {other!r}"
                 )
         problems.raise_if_any()
 
     @classmethod
     def partition(
-        cls, ids: Iterable[str], forget: Iterable[str], **others: Iterable[str]
+        cls,
+        ids: Iterable[str],
+        forget: Iterable[str],
+        *,
+        holdout: Iterable[str] = (),
+        test: Iterable[str] = (),
     ) -> Sets:
         """Build sets in which everything that is not named otherwise is retained.
 
         Args:
             ids: All training records.
             forget: The records to forget; each must be one of ``ids``.
-            others: ``holdout`` and ``test`` ids, which were not trained on.
+            holdout: Records of the same source that were not trained on.
+            test: Records that measure utility, not trained on either.
 
         Raises:
             DataError: An id to forget is unknown, or sets overlap.
@@ -76,7 +85,7 @@ class Sets:
         require_known(wanted, everything, "forget set")
         gone = set(wanted)
         retain = tuple(i for i in everything if i not in gone)
-        return cls(forget=wanted, retain=retain, **{k: tuple(v) for k, v in others.items()})
+        return cls(forget=wanted, retain=retain, holdout=tuple(holdout), test=tuple(test))
 
     @property
     def train(self) -> tuple[str, ...]:
