@@ -1,0 +1,1 @@
+"""Expunge: forget anything from any model, and prove it."""

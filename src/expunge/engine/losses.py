@@ -12,7 +12,9 @@ from torch import Tensor
 from expunge.engine.task import Predictions
 
 
-def npo(nll_B: Float[Tensor, " B"], reference_B: Float[Tensor, " B"], beta: float) -> Float[Tensor, " B"]:
+def npo(
+    nll_B: Float[Tensor, " B"], reference_B: Float[Tensor, " B"], beta: float
+) -> Float[Tensor, " B"]:
     """Return the negative preference loss of each record.
 
     Args:
@@ -25,7 +27,9 @@ def npo(nll_B: Float[Tensor, " B"], reference_B: Float[Tensor, " B"], beta: floa
     return (2.0 / beta) * F.softplus(-beta * (nll_B - reference_B))
 
 
-def npo_weight(nll_B: Float[Tensor, " B"], reference_B: Float[Tensor, " B"], beta: float) -> Float[Tensor, " B"]:
+def npo_weight(
+    nll_B: Float[Tensor, " B"], reference_B: Float[Tensor, " B"], beta: float
+) -> Float[Tensor, " B"]:
     """Return the weight W = 2 σ(-β d) that NPO puts on each record's gradient; a progress meter.
 
     Source: NPO (Zhang et al., 2024), eq. 4.

@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from expunge.core.digest import canonical_json
-from expunge.core.errors import DataError, IntegrityError, NumericalError, Problems, StorageError, listing
+from expunge.core.errors import (
+    DataError,
+    IntegrityError,
+    NumericalError,
+    Problems,
+    StorageError,
+    listing,
+)
 from expunge.core.files import atomic_path
 
 WEIGHTS = "model.safetensors"
@@ -81,7 +88,9 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """
     wrong = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if wrong:
-        raise NumericalError(f"{where}: {len(wrong)} tensors hold NaN or infinity ({listing(wrong)})")
+        raise NumericalError(
+            f"{where}: {len(wrong)} tensors hold NaN or infinity ({listing(wrong)})"
+        )
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -100,6 +109,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         problems.add(f"{len(unknown)} tensors are unknown to the model ({listing(unknown)})")
     for name, tensor in tensors.items():
         if name in own and own[name].shape != tensor.shape:
-            problems.add(f"{name} has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+            problems.add(
+                f"{name} has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}"
+            )
     problems.raise_if_any()
     model.load_state_dict(dict(tensors))

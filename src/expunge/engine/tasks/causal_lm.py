@@ -48,7 +48,7 @@ class Template:
     system: str = ""
     """System message of the chat template; empty leaves the message empty."""
     max_length: int = 512
-    """Longest record in tokens; what is longer is cut, with a warning that counts the cut records."""
+    """Longest record in tokens; what is longer is cut, with a warning that counts records."""
 
 
 @task("causal_lm", "any transformers causal language model with its tokenizer")
@@ -85,8 +85,10 @@ class CausalLM:
         self._encoded: dict[tuple[str, str], tuple[list[int], int]] = {}
 
     def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
-        """Tokenise, pad on the right and mark the positions that predict answer tokens."""
-        del targets  # in language modelling the inputs are the targets
+        """Tokenise, pad on the right and mark the positions that predict answer tokens.
+
+        The targets are part of the inputs, so they are read in any case.
+        """
         texts = self._texts(records, rows)
         self._encode(texts)
         encoded = [self._encoded[text] for text in texts]
@@ -95,17 +97,17 @@ class CausalLM:
         ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
         seen_BT = torch.zeros((len(rows), longest), dtype=torch.long)
         positions_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
-        targets, owners = [], []
+        symbols, owners = [], []
         for row, (tokens, start) in enumerate(encoded):
             ids_BT[row, : len(tokens)] = torch.tensor(tokens)
             seen_BT[row, : len(tokens)] = 1
             positions_BT[row, start - 1 : len(tokens) - 1] = True
-            targets += tokens[start:]
+            symbols += tokens[start:]
             owners += [row] * (len(tokens) - start)
         return Batch(
             ids=tuple(records.ids[i] for i in rows),
             inputs={"input_ids": ids_BT, "attention_mask": seen_BT},
-            targets_N=torch.tensor(targets, dtype=torch.long),
+            targets_N=torch.tensor(symbols, dtype=torch.long),
             rows_N=torch.tensor(owners, dtype=torch.long),
             positions=positions_BT,
         )
@@ -165,17 +167,23 @@ class CausalLM:
             pad_token_id=self._pad(),
         )
         output_BT = model.generate(  # type: ignore[operator]
-            input_ids=ids_BT.to(device), attention_mask=seen_BT.to(device), generation_config=settings
+            input_ids=ids_BT.to(device),
+            attention_mask=seen_BT.to(device),
+            generation_config=settings,
         )
         return [
             str(text).strip()
-            for text in self.tokenizer.batch_decode(output_BT[:, longest:], skip_special_tokens=True)
+            for text in self.tokenizer.batch_decode(
+                output_BT[:, longest:], skip_special_tokens=True
+            )
         ]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return kind, template, and the tokenizer's digest."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        vocabulary = (
+            backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        )
         template = self.template
         return {
             "kind": self.kind,
@@ -212,7 +220,9 @@ class CausalLM:
         if not fresh:
             return
         prompts = [self._prompt_tokens(prompt) for prompt, _ in fresh]
-        answers = self.tokenizer([answer for _, answer in fresh], add_special_tokens=False)["input_ids"]
+        answers = self.tokenizer([answer for _, answer in fresh], add_special_tokens=False)[
+            "input_ids"
+        ]
         limit = self.template.max_length
         cut, empty = 0, []
         for text, prompt, answer in zip(fresh, prompts, answers, strict=True):
@@ -242,7 +252,9 @@ class CausalLM:
                 {"role": "system", "content": self.template.system},
                 {"role": "user", "content": prompt},
             ]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         tokens = list(self.tokenizer(prompt)["input_ids"])
         if tokens and tokens[-1] == self.tokenizer.eos_token_id:

@@ -95,7 +95,9 @@ class Classifier:
             int(stream(seed, "random-label", epoch, i).integers(1, self.num_classes))
             for i in records.ids
         ]
-        return records.replace(**{self.labels: (true + np.array(shifts, dtype=np.int64)) % self.num_classes})
+        return records.replace(
+            **{self.labels: (true + np.array(shifts, dtype=np.int64)) % self.num_classes}
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Return kind, classes and columns."""

@@ -1,0 +1,1 @@
+"""Weight masks: one file per rule that decides which weights may move."""

@@ -1,0 +1,1 @@
+"""Forgetting: one file per method. The machinery is in ``method.py``."""

@@ -1,0 +1,388 @@
+"""What a method is, what it may see, and the one way to call it.
+
+A method is a function with the registering decorator and a frozen settings class. It is composed of
+an objective (terms over forget and retain records), a scope (which weights may move) and a schedule
+(the loop's settings), and sees only what it declares to need.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from torch import nn
+
+from expunge.core.config import parse, to_json
+from expunge.core.digest import digest_json
+from expunge.core.errors import DataError, ExpungeError, Problems, listing
+from expunge.core.records import Records
+from expunge.core.registry import Registry
+from expunge.core.run import Run
+from expunge.engine.device import forked_random, require_device
+from expunge.engine.guard import Guard, GuardSettings
+from expunge.engine.loop import History, Stream, Term, fit
+from expunge.engine.reference import ReferenceNLL, reference_nll
+from expunge.engine.schedule import Schedule
+from expunge.engine.scope import Scope
+from expunge.engine.task import Task
+from expunge.engine.weights import require_finite
+
+Need = Literal["forget", "retain", "labels", "reference", "reference_model", "neutral", "fresh"]
+Guarantee = Literal["none", "exact"]
+Maturity = Literal["stable", "experimental"]
+
+C = TypeVar("C")
+
+
+class UndeclaredNeed(ExpungeError):
+    """A method touched something that it does not declare to need; a defect of the method."""
+
+
+class Composed(Protocol):
+    """Settings of a method that runs the loop."""
+
+    @property
+    def scope(self) -> Scope:
+        """Which weights may move."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Settings of the loop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the caller can offer to a method.
+
+    Attributes:
+        task: How to run the model.
+        forget: Records to forget.
+        retain: Records to keep; ``None`` when the caller has none.
+        fresh: Yields the model as it was before it saw any of these records; for retraining.
+        guard: Settings of the collapse guard; ``None`` turns it off.
+    """
+
+    task: Task
+    forget: Records
+    retain: Records | None = None
+    fresh: Callable[[], nn.Module] | None = None
+    guard: GuardSettings | None = dataclasses.field(default_factory=GuardSettings)
+
+
+class Sight:
+    """What one method sees during one call: its declared needs, and nothing else.
+
+    Args:
+        given: What the caller offers.
+        needs: What the method declares.
+        model: The model being unlearned; references are taken from it before it changes.
+        run: Context of the call.
+    """
+
+    def __init__(self, given: Given, needs: frozenset[Need], model: nn.Module, run: Run) -> None:
+        self._given, self._needs, self._run = given, needs, run
+        self.task = given.task
+        self.history = History([])
+        self._reference = (
+            reference_nll(model, given.task, given.forget, run) if "reference" in needs else None
+        )
+        self._reference_model = _frozen(model) if "reference_model" in needs else None
+        self._guard = (
+            Guard.of(given.guard, given.retain, run.seed)
+            if given.guard is not None and given.retain is not None
+            else None
+        )
+
+    @property
+    def forget(self) -> Records:
+        """Records to forget."""
+        self._declared("forget")
+        return self._labelled(self._given.forget)
+
+    @property
+    def retain(self) -> Records:
+        """Records to keep."""
+        self._declared("retain")
+        assert self._given.retain is not None  # checked before the call
+        return self._labelled(self._given.retain)
+
+    @property
+    def reference(self) -> ReferenceNLL:
+        """Likelihoods of the forget records under the model before unlearning."""
+        self._declared("reference")
+        assert self._reference is not None
+        return self._reference
+
+    @property
+    def reference_model(self) -> nn.Module:
+        """A frozen copy of the model before unlearning, for methods that need distributions."""
+        self._declared("reference_model")
+        assert self._reference_model is not None
+        return self._reference_model
+
+    def neutral(self, epoch: int) -> Records:
+        """Return the forget records with uninformative answers, drawn anew each epoch."""
+        self._declared("neutral")
+        return self.task.neutral(self._given.forget, self._run.seed, epoch)
+
+    def fresh(self) -> nn.Module:
+        """Return the model as it was before it saw any of the records."""
+        self._declared("fresh")
+        assert self._given.fresh is not None
+        return self._given.fresh()
+
+    def fit(
+        self,
+        model: nn.Module,
+        streams: Mapping[str, Stream],
+        terms: Sequence[Term],
+        config: Composed,
+        *,
+        guarded: bool = True,
+    ) -> nn.Module:
+        """Run the loop on an objective with the settings' scope and schedule.
+
+        Args:
+            model: Changed in place.
+            streams: Records by name.
+            terms: The objective.
+            config: The method's settings.
+            guarded: Watch retained records for collapse (not while training from scratch).
+        """
+        self.history = fit(
+            model,
+            self.task,
+            streams,
+            terms,
+            config.schedule,
+            self._run,
+            scope=config.scope,
+            guard=self._guard if guarded else None,
+            label="forgetting",
+        )
+        return model
+
+    def _labelled(self, records: Records) -> Records:
+        column = getattr(self.task, "labels", None)
+        if column is None or "labels" in self._needs:
+            return records
+        return records.replace(**{column: _Hidden(column, len(records))})
+
+    def _declared(self, need: Need) -> None:
+        if need not in self._needs:
+            raise UndeclaredNeed(
+                f"the method touched {need!r} but declares only {sorted(self._needs)}"
+            )
+
+
+Function = Callable[[nn.Module, Sight, Any], nn.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodInfo(Generic[C]):
+    """A registered method.
+
+    Attributes:
+        name: Registered name.
+        title: First line of the docstring.
+        kinds: Kinds of task it works on.
+        guarantee: ``"exact"`` when the result never depended on the forget records.
+        maturity: ``"experimental"`` is said in reports and certificates.
+        source: The paper.
+        config: Settings class.
+        function: The method.
+        needs: Yields what it needs under given settings.
+        doc: Full docstring.
+    """
+
+    name: str
+    title: str
+    kinds: frozenset[str]
+    guarantee: Guarantee
+    maturity: Maturity
+    source: str
+    config: type[C]
+    function: Function
+    needs: Callable[[C], frozenset[Need]]
+    doc: str
+
+
+methods: Registry[MethodInfo[Any]] = Registry("methods", "expunge.forget")
+
+
+def method(
+    name: str,
+    *,
+    kinds: set[str],
+    needs: set[Need] | Callable[[Any], set[Need]],
+    source: str,
+    guarantee: Guarantee = "none",
+    maturity: Maturity = "stable",
+) -> Callable[[Function], Function]:
+    """Register a function as a method.
+
+    The function takes the model (changed in place or replaced), what it may see (``Sight``) and its
+    settings, whose class is read from the annotation of the third argument.
+
+    Args:
+        name: Registered name, lower case with underscores.
+        kinds: Kinds of task it works on.
+        needs: What it must be given; a function of the settings where they decide.
+        source: The paper.
+        guarantee: ``"exact"`` when the result never depended on the forget records.
+        maturity: ``"experimental"`` for what is not yet proven.
+    """
+
+    def file(function: Function) -> Function:
+        *_, config = inspect.signature(function).parameters
+        doc = inspect.getdoc(function) or ""
+        methods.register(name)(
+            MethodInfo(
+                name=name,
+                title=doc.partition("\n")[0],
+                kinds=frozenset(kinds),
+                guarantee=guarantee,
+                maturity=maturity,
+                source=source,
+                config=typing.get_type_hints(function)[config],
+                function=function,
+                needs=lambda c: frozenset(needs(c) if callable(needs) else needs),
+                doc=doc,
+            )
+        )
+        return function
+
+    return file
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgotten:
+    """The result of a method.
+
+    Attributes:
+        model: The new model.
+        history: Numbers of every step.
+        method: The method.
+        config: Its settings.
+    """
+
+    model: nn.Module
+    history: History
+    method: MethodInfo[Any]
+    config: Any
+
+
+def parse_config(info: MethodInfo[Any], settings: Mapping[str, Any] | None) -> Any:
+    """Build a method's settings from plain data; see ``core.config.parse``."""
+    return parse(info.config, settings or {}, f"forget ({info.name})")
+
+
+def check_needs(info: MethodInfo[Any], config: Any, given: Given) -> None:
+    """Check before any work that a method can run on what there is.
+
+    Raises:
+        ConfigError: It cannot; the message lists every reason and proposes methods that can.
+        DataError: The forget set is empty, or shares records with the retain set.
+    """
+    if not len(given.forget):
+        raise DataError("the forget set is empty; name at least one record to forget")
+    if given.retain is not None:
+        shared = set(given.forget.ids) & set(given.retain.ids)
+        if shared:
+            raise DataError(
+                f"forget set and retain set share {len(shared)} record ids "
+                f"({listing(sorted(shared))}); drop them from one of the two"
+            )
+    missing = _missing(info, config, given)
+    if missing:
+        able = [
+            other.name
+            for other in methods
+            if other.name != info.name and not _missing(other, other.config(), given)
+        ]
+        problems = Problems(f"method {info.name!r} cannot run here")
+        for reason in missing:
+            problems.add(reason)
+        problems.add("methods that can: " + (listing(able, 12) or "none"))
+        problems.raise_if_any()
+
+
+def apply(
+    name: str,
+    model: nn.Module,
+    given: Given,
+    run: Run,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    in_place: bool = False,
+) -> Forgotten:
+    """Run a method and return the new model.
+
+    Needs are checked before any work. The input model stays untouched, on error too, unless
+    ``in_place``; global random state is restored.
+
+    Args:
+        name: Registered name.
+        model: The trained model.
+        given: Records and whatever else the caller can offer.
+        run: Context.
+        settings: The method's settings as plain data; its defaults when absent.
+        in_place: Give the model away and save the memory of a copy.
+
+    Raises:
+        ConfigError: A setting is wrong, or the method cannot run on what is given.
+        DataError: The forget set is empty or overlaps the retain set.
+        NumericalError: Weights, loss or gradient are not finite.
+        Interrupted: Cancelled, or the budget is spent; call again with the same run to resume.
+    """
+    info = methods.get(name)
+    config = parse_config(info, settings)
+    check_needs(info, config, given)
+    require_device(run.device)
+    require_finite(model.state_dict(), "the model to unlearn")
+    work = model if in_place else copy.deepcopy(model)
+    identity = digest_json([info.name, to_json(config)])[:8]
+    context = run.child(f"{info.name}-{identity}")
+    with forked_random(run.device):
+        sight = Sight(given, info.needs(config), work, context)
+        result = info.function(work, sight, config)
+    require_finite(result.state_dict(), f"the model after {info.name!r}")
+    return Forgotten(result, sight.history, info, config)
+
+
+def _missing(info: MethodInfo[Any], config: Any, given: Given) -> list[str]:
+    needs = info.needs(config)
+    missing = []
+    if given.task.kind not in info.kinds:
+        missing.append(f"it works on {sorted(info.kinds)}, the model is a {given.task.kind!r}")
+    if "retain" in needs and (given.retain is None or not len(given.retain)):
+        missing.append("it needs retain records and there are none; give some of what must stay")
+    if "fresh" in needs and given.fresh is None:
+        missing.append(
+            "it needs the model from before training; give `fresh`, or a recipe with `train`"
+        )
+    return missing
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model).requires_grad_(False)
+    return copied.eval()
+
+
+class _Hidden(Sequence[Any]):
+    """Stands where labels would be, for methods that declare no need of them."""
+
+    def __init__(self, column: str, length: int) -> None:
+        self._column, self._length = column, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: Any) -> Any:
+        raise UndeclaredNeed(
+            f"the method read the labels ({self._column!r}) but does not declare 'labels'"
+        )

@@ -1,0 +1,1 @@
+"""Ordinary learning, as settings over the one loop."""
