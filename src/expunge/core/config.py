@@ -39,7 +39,7 @@ def parse(cls: type[C], value: Mapping[str, Any], where: str) -> C:
     """Build settings from plain data, as read from YAML or JSON.
 
     Types are strict: ``true`` is not 1 and ``"0.5"`` is not 0.5 (an int where a float is due is
-    taken).
+    taken). Nested settings that are given in part keep the class's defaults for the rest.
 
     Args:
         cls: A class made by ``config``.
@@ -51,9 +51,31 @@ def parse(cls: type[C], value: Mapping[str, Any], where: str) -> C:
             of range.
     """
     try:
-        return TypeAdapter(cls).validate_json(_as_json(value, where), strict=True)
+        whole = _over_defaults(_defaults(cls), value)
+        return TypeAdapter(cls).validate_json(_as_json(whole, where), strict=True)
     except pydantic.ValidationError as error:
         raise _explain(error, cls, where) from None
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the default of every field of a settings class that has one."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(cls)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def _over_defaults(defaults: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay given settings over nested default settings; everything else is taken as given."""
+    whole = dict(value)
+    for name, given in value.items():
+        default = defaults.get(name)
+        if isinstance(given, Mapping) and dataclasses.is_dataclass(default):
+            nested = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+            plain = to_json(default)
+            whole[name] = {**plain, **_over_defaults(nested, given)}
+    return whole
 
 
 def build(cls: type[C], where: str, **values: Any) -> C:

@@ -1,0 +1,180 @@
+"""``expunge``: the commands, thin wrappers around the pipeline."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from expunge.cli.catalogue import catalogue
+from expunge.core.errors import ExpungeError, Interrupted
+
+if TYPE_CHECKING:
+    from expunge.core.run import Run
+
+BAD_INPUT = 2
+INTERRUPTED = 3
+
+app = typer.Typer(
+    name="expunge",
+    help="Forget anything from any model, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for what in ("methods", "audits", "tasks", "sources", "models"):
+    app.add_typer(catalogue(what), name=what)
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting: --set forget.beta=0.5 (may be repeated)."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a used one is resumed.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    set_: Sets = None,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan; change nothing.")
+    ] = False,
+) -> None:
+    """Carry out a recipe: train (optional), forget, audit, report."""
+    from expunge.pipeline.execute import execute, plan_lines
+    from expunge.pipeline.recipe import read_recipe
+
+    parsed = read_recipe(recipe, set_ or [])
+    folder = out or Path("runs") / parsed.name
+    if dry_run:
+        _say(plan_lines(parsed, folder))
+        return
+    with _cancelled_by_ctrl_c() as watch:
+        _finish(execute(parsed, folder, watch=watch))
+
+
+@app.command()
+def forget(
+    model: Annotated[str, typer.Option(help="Model folder or hub name (transformers).")],
+    forget: Annotated[Path, typer.Option(help="Records to forget (JSONL, CSV or Parquet).")],
+    out: Annotated[Path, typer.Option(help="Run folder; the new model is in models/after.")],
+    retain: Annotated[Path | None, typer.Option(help="Records that must stay.")] = None,
+    method: Annotated[str, typer.Option(help="Method; see `expunge methods`.")] = "npo",
+    seed: Annotated[int, typer.Option(help="Root of every random stream.")] = 0,
+    set_: Sets = None,
+) -> None:
+    """Remove records from a language model and write the new model; no audit."""
+    from expunge.pipeline.execute import execute
+    from expunge.pipeline.shortcuts import forget_recipe
+
+    recipe = forget_recipe(
+        model=model, forget=forget, retain=retain, method=method, seed=seed, changes=set_ or []
+    )
+    with _cancelled_by_ctrl_c() as watch:
+        _finish(execute(recipe, out, watch=watch))
+
+
+@app.command()
+def audit(
+    before: Annotated[Path, typer.Option(help="Model before forgetting (folder).")],
+    after: Annotated[Path, typer.Option(help="Model after forgetting (folder).")],
+    forget: Annotated[Path, typer.Option(help="Records that were forgotten.")],
+    out: Annotated[Path, typer.Option(help="Run folder for findings and report.")],
+    retain: Annotated[Path | None, typer.Option(help="Records that must stay.")] = None,
+    holdout: Annotated[
+        Path | None, typer.Option(help="Records like the forgotten ones, never trained on.")
+    ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="Model retrained without the records (may repeat).")
+    ] = None,
+    audits: Annotated[
+        list[str] | None, typer.Option("--audit", help="Audit; see `expunge audits`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Root of every random stream.")] = 0,
+) -> None:
+    """Measure what is left in a language model that somebody changed."""
+    from expunge.pipeline.shortcuts import audit_folders
+
+    with _cancelled_by_ctrl_c() as watch:
+        _finish(
+            audit_folders(
+                before=before,
+                after=after,
+                references=reference or [],
+                forget=forget,
+                retain=retain,
+                holdout=holdout,
+                audits=audits or ["tofu", "mia"],
+                out=out,
+                seed=seed,
+                watch=watch,
+            )
+        )
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write the report of a run again from its files."""
+    from expunge.report.card import write_model_card
+    from expunge.report.report import write_report
+
+    write_model_card(run)
+    _say([str(write_report(run))])
+
+
+@app.command()
+def purge(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Remove the page that holds text of forgotten records."""
+    from expunge.report.examples import purge as remove
+
+    removed = remove(run)
+    _say([f"removed {path}" for path in removed] or [f"{run} holds no text of records"])
+
+
+def main() -> None:
+    """Run the command line; a wrong input is one message and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except Interrupted as error:
+        _fail(error, INTERRUPTED)
+    except ExpungeError as error:
+        _fail(error, BAD_INPUT)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _finish(folder: Path) -> None:
+    from expunge.report.report import summary_lines
+
+    _say(summary_lines(folder))
+
+
+@contextmanager
+def _cancelled_by_ctrl_c() -> Iterator[Any]:
+    """Yield a function that makes Ctrl-C and SIGTERM end a run in a resumable state."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def watch(run: Run) -> None:
+        for number in before:
+            signal.signal(number, lambda *_: run.cancel())
+
+    try:
+        yield watch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

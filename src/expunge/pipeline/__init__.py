@@ -1,0 +1,1 @@
+"""The pipeline: recipe -> plan -> steps, the only place that binds the layers together."""
