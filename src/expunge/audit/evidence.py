@@ -1,0 +1,227 @@
+"""``Evidence``: the scores of the models under audit, and how they become findings.
+
+Audits compare the model before unlearning, the model after it, and models retrained without the
+forget records (references, one per seed). The spread between references is the noise floor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from expunge.audit.generation import generate_answers, rouge_l_recall
+from expunge.audit.readings import Reading, select
+from expunge.audit.scores import Scores, score
+from expunge.core.errors import DataError
+from expunge.core.finding import Direction, Finding, Interval, Reference, Verdict, judge
+from expunge.core.finding import Subject as Role
+from expunge.core.run import Run
+from expunge.core.sets import Sets
+from expunge.data.dataset import Dataset
+from expunge.engine.task import Task
+from expunge.engine.weights import state_digest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """One model as the audits see it: its scores, never its weights.
+
+    Attributes:
+        role: Before unlearning, after it, or a retrained reference.
+        model: Digest of the model.
+        scores: Scores by reading.
+        seed: The training seed of a reference.
+    """
+
+    role: Role
+    model: str
+    scores: Mapping[Reading, Scores]
+    seed: int | None = None
+
+
+def collect(
+    model: nn.Module,
+    task: Task,
+    dataset: Dataset,
+    sets: Sets,
+    readings: Sequence[Reading],
+    run: Run,
+    *,
+    role: Role,
+    seed: int | None = None,
+    batch_size: int = 32,
+) -> Subject:
+    """Score one model on everything that the audits read, each reading once.
+
+    Args:
+        model: The model.
+        task: How to run it.
+        dataset: The data.
+        sets: Which of them are forgotten, retained, held out and tested on.
+        readings: What to score; see ``plan_readings``.
+        run: Context: device, progress, events, cancellation.
+        role: Which of the compared models it is.
+        seed: The training seed of a reference.
+        batch_size: Records per forward pass.
+
+    Raises:
+        NumericalError: The model yields NaN or infinity.
+        Interrupted: Cancelled, or the budget is spent.
+    """
+    scores = {}
+    for reading in readings:
+        records = select(dataset, sets, reading)
+        found = score(model, task, records, run, batch_size=batch_size)
+        if reading.max_new_tokens:
+            answers = generate_answers(
+                model,
+                task,
+                records,
+                run,
+                max_new_tokens=reading.max_new_tokens,
+                batch_size=batch_size,
+            )
+            rouge_R = rouge_l_recall(answers, records["answer"])
+            found = dataclasses.replace(found, rouge_R=rouge_R)
+        scores[reading] = found
+        run.emit("scored", role=role, set=reading.record_set, view=reading.view, records=len(found))
+    return Subject(role, state_digest(model), scores, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One number of one model.
+
+    Attributes:
+        value: The number; ``None`` when it could not be computed.
+        n: How many records it rests on.
+        interval: Confidence interval, where one exists.
+        note: What the number does not show, or why it is missing.
+        verdict: Overrides the comparison with the threshold.
+    """
+
+    value: float | None
+    n: int
+    interval: Interval | None = None
+    note: str = ""
+    verdict: Verdict | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """The compared models, scored on the same records.
+
+    Attributes:
+        after: The model after unlearning.
+        before: The model before unlearning, where there is one.
+        references: Models retrained without the forget records, in seed order.
+        sets: Digest of the record sets.
+        audit: Name of the audit that is looking.
+        version: Its version.
+
+    Raises:
+        DataError: Two models were scored on different records.
+    """
+
+    after: Subject
+    before: Subject | None
+    references: tuple[Subject, ...]
+    sets: str
+    audit: str = ""
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for subject in self:
+            for reading, scores in self.after.scores.items():
+                other = subject.scores.get(reading)
+                if other is None or other.ids != scores.ids:
+                    raise DataError(
+                        f"the {subject.role} model was not scored on the same "
+                        f"{reading.record_set!r} records ({reading.view}) as the one after "
+                        "forgetting; score both again"
+                    )
+
+    def __iter__(self) -> Iterator[Subject]:
+        """Yield every model: before, after, references."""
+        if self.before is not None:
+            yield self.before
+        yield self.after
+        yield from self.references
+
+    def others(self, subject: Subject) -> tuple[Subject, ...]:
+        """Return the references to compare a model with: all, or the others if it is one."""
+        return tuple(reference for reference in self.references if reference is not subject)
+
+    def compare(
+        self,
+        metric: str,
+        title: str,
+        compute: Callable[[Subject], Measurement],
+        *,
+        direction: Direction,
+        record_set: str = "",
+        unit: str = "",
+        threshold: float | None = None,
+    ) -> list[Finding]:
+        """Compute one number for every model and set it beside the references.
+
+        Args:
+            metric: Name of the number.
+            title: The number in a reader's words.
+            compute: The number of one model.
+            direction: Which way is better.
+            record_set: The records it is computed on.
+            unit: Unit of the value.
+            threshold: Bound for the model after unlearning, fixed beforehand.
+
+        Returns:
+            One finding per model: before, after, references.
+        """
+        measured = [(subject, compute(subject)) for subject in self]
+        standards = tuple(
+            found.value
+            for subject, found in measured
+            if subject.role == "reference" and found.value is not None
+        )
+        findings = []
+        for subject, found in measured:
+            judged = subject.role == "after" and threshold is not None
+            verdict: Verdict = "not_applicable"
+            if judged and threshold is not None:
+                verdict = judge(found.value, found.interval, threshold, direction)
+            findings.append(
+                Finding(
+                    audit=self.audit,
+                    metric=metric,
+                    title=title,
+                    subject=subject.role,
+                    value=found.value,
+                    n=found.n,
+                    direction=direction,
+                    unit=unit,
+                    record_set=record_set,
+                    seed=subject.seed,
+                    interval=found.interval,
+                    reference=None if subject.role == "reference" else _beside(found, standards),
+                    threshold=threshold if judged else None,
+                    verdict=found.verdict or verdict,
+                    version=self.version,
+                    model=subject.model,
+                    sets=self.sets,
+                    note=found.note,
+                )
+            )
+        return findings
+
+
+def _beside(found: Measurement, standards: tuple[float, ...]) -> Reference | None:
+    if found.value is None or not standards:
+        return None
+    return Reference(
+        values=standards,
+        gap=found.value - float(np.mean(standards)),
+        noise_floor=max(standards) - min(standards) if len(standards) > 1 else None,
+    )

@@ -1,0 +1,107 @@
+"""``Reading``: which records an audit wants scored, and with which answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from expunge.core.records import Records
+from expunge.core.sets import ROLES, Sets
+from expunge.data.dataset import Dataset
+
+PARAPHRASE = "paraphrase"
+PERTURBED = "perturbed:"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Reading:
+    """One set of records under one view.
+
+    Attributes:
+        record_set: ``"forget"``, ``"retain"``, ``"holdout"``, ``"test"`` or the name of a probe.
+        view: ``"answer"``: the records as they are; ``"paraphrase"``: the true answer in other
+            words; ``"perturbed:0"``: the first wrong answer, and so on.
+        limit: At most this many records, those with paraphrase and wrong answers first; 0 is all.
+        max_new_tokens: Length of the greedy answers to generate beside the scores; 0 is none. Not
+            part of the identity: who asks for more gets it for all.
+    """
+
+    record_set: str
+    view: str = "answer"
+    limit: int = 0
+    max_new_tokens: int = dataclasses.field(default=0, compare=False)
+
+
+def union(readings: Iterable[Reading]) -> tuple[Reading, ...]:
+    """Return each reading once, in a fixed order, with the longest answers anybody asked for."""
+    longest: dict[Reading, Reading] = {}
+    for reading in readings:
+        known = longest.setdefault(reading, reading)
+        if reading.max_new_tokens > known.max_new_tokens:
+            longest[reading] = reading
+    return tuple(longest[reading] for reading in sorted(longest))
+
+
+def select(dataset: Dataset, sets: Sets, reading: Reading) -> Records:
+    """Return the records of a reading; those that lack its view are left out.
+
+    Raises:
+        DataError: The data set has no such records.
+    """
+    return view(_limited(_members(dataset, sets, reading.record_set), reading.limit), reading.view)
+
+
+def view(records: Records, name: str) -> Records:
+    """Return the records that have a view, with its answers in the ``answer`` column.
+
+    Args:
+        records: Language records.
+        name: See ``Reading.view``.
+    """
+    if name == "answer":
+        return records
+    answers = _answers(records, name)
+    rows = [row for row, answer in enumerate(answers) if answer is not None]
+    return records.take(rows).replace(answer=[answers[row] for row in rows])
+
+
+def num_perturbed(records: Records) -> int:
+    """Return the largest number of wrong answers that a record has."""
+    if "perturbed_answer" not in records:
+        return 0
+    return max((len(wrong) for wrong in records["perturbed_answer"] if wrong), default=0)
+
+
+def _members(dataset: Dataset, sets: Sets, name: str) -> Records:
+    if name in ("forget", "retain"):
+        return dataset.train.select(getattr(sets, name))
+    if name in ROLES:
+        return dataset.records(name).select(getattr(sets, name))
+    return dataset.records(name)
+
+
+def _limited(records: Records, limit: int) -> Records:
+    if not limit or len(records) <= limit:
+        return records
+    partial = [
+        a is None or b is None
+        for a, b in zip(
+            _answers(records, PARAPHRASE), _answers(records, PERTURBED + "0"), strict=True
+        )
+    ]
+    return records.take(np.sort(np.argsort(partial, kind="stable")[:limit]))
+
+
+def _answers(records: Records, name: str) -> Sequence[Any]:
+    """Return one answer per record, ``None`` where it has none."""
+    column = "paraphrased_answer" if name == PARAPHRASE else "perturbed_answer"
+    if column not in records:
+        return [None] * len(records)
+    values = records[column]
+    if name == PARAPHRASE:
+        return values
+    place = int(name.removeprefix(PERTURBED))
+    return [wrong[place] if wrong and place < len(wrong) else None for wrong in values]
