@@ -1,0 +1,175 @@
+"""Intervals and tests, as pure functions of numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+from scipy.special import gammaln
+
+from expunge.core.finding import Interval
+from expunge.core.streams import stream
+
+RESAMPLES = 1000
+
+
+def clopper_pearson(successes: float, n: int, level: float = 0.95) -> Interval:
+    """Return the exact interval of a proportion; it covers at least nominally at every n.
+
+    Args:
+        successes: How many of the n, 0..n.
+        n: Trials, at least 1.
+        level: Nominal coverage.
+
+    Source: Clopper and Pearson (1934).
+    """
+    tail = (1 - level) / 2
+    low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
+    high = stats.beta.isf(tail, successes + 1, n - successes) if successes < n else 1.0
+    return Interval(low=float(low), high=float(high), level=level, method="clopper-pearson")
+
+
+def bootstrap_means(
+    values: np.ndarray, seed: int, purpose: str, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """Return the means of resamples with replacement, shape (resamples,).
+
+    Equally long values under one seed and purpose are resampled alike, so that ratios and
+    differences of their means are paired.
+
+    Args:
+        values: One value per record, at least one.
+        seed: The run's seed.
+        purpose: Names the random stream.
+        resamples: How many.
+    """
+    n = len(values)
+    draws = stream(seed, "bootstrap", purpose)
+    return np.array([values[draws.integers(n, size=n)].mean() for _ in range(resamples)])
+
+
+def percentile_interval(draws: np.ndarray, level: float = 0.95) -> Interval:
+    """Return the interval between the two percentiles of bootstrap draws.
+
+    Source: Efron and Tibshirani (1993), chapter 13.
+    """
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(low=float(low), high=float(high), level=level, method="bootstrap")
+
+
+def auc(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> tuple[float, Interval]:
+    """Return the area under the ROC curve and its interval.
+
+    It is the probability that a member scores above a non-member, ties counted half. Where the
+    variance estimate is nothing (perfect separation), the interval is Clopper and Pearson's over
+    as many disjoint pairs as there are.
+
+    Args:
+        members: Scores of members, at least one; higher means "member".
+        nonmembers: Scores of non-members, at least one.
+        level: Nominal coverage.
+
+    Source: DeLong, DeLong and Clarke-Pearson (1988); midranks after Sun and Xu (2014).
+    """
+    m, n = len(members), len(nonmembers)
+    ranks = stats.rankdata(np.concatenate([members, nonmembers]))
+    above_m = (ranks[:m] - stats.rankdata(members)) / n
+    below_n = 1 - (ranks[m:] - stats.rankdata(nonmembers)) / m
+    area = float(above_m.mean())
+    pairs = min(m, n)
+    spread = above_m.var(ddof=1) / m + below_n.var(ddof=1) / n if pairs > 1 else 0.0
+    if spread == 0:
+        return area, clopper_pearson(area * pairs, pairs, level)
+    half = float(stats.norm.isf((1 - level) / 2) * math.sqrt(spread))
+    low, high = max(area - half, 0.0), min(area + half, 1.0)
+    return area, Interval(low=low, high=high, level=level, method="delong")
+
+
+def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float) -> tuple[int, int]:
+    """Return how many members, of how many, score above a bar that few non-members pass.
+
+    Args:
+        members: Scores of members; higher means "member".
+        nonmembers: Scores of non-members, at least one.
+        fpr: Largest share of non-members above the bar.
+
+    Source: Carlini et al. (2022), section III.
+    """
+    allowed = math.floor(fpr * len(nonmembers) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    bar = np.sort(nonmembers)[::-1][allowed] if allowed < len(nonmembers) else -math.inf
+    return int((members > bar).sum()), len(members)
+
+
+@dataclasses.dataclass(frozen=True)
+class KSTest:
+    """Two-sample Kolmogorov-Smirnov test.
+
+    Attributes:
+        statistic: Largest distance D between the two distribution functions, 0..1.
+        p: Two-sided p-value; 0 where it is too small for a float.
+        log10_p: Its decimal logarithm, exact however small.
+    """
+
+    statistic: float
+    p: float
+    log10_p: float
+
+
+def ks_test(a: np.ndarray, b: np.ndarray) -> KSTest:
+    """Test whether two equally large samples come from one distribution, exactly.
+
+    With h = n D, p = 2 sum_{k>=1} (-1)^(k-1) C(2n, n - k h) / C(2n, n), summed relative to its
+    first term, whose logarithm is known.
+
+    Args:
+        a: First sample, at least one value.
+        b: Second sample, as large.
+
+    Raises:
+        ValueError: The samples differ in size.
+
+    Source: Gnedenko and Korolyuk (1951).
+    """
+    n = len(a)
+    if len(b) != n or n == 0:
+        raise ValueError(f"samples of {n} and {len(b)} values; give both the same records")
+    everything = np.concatenate([a, b])
+    below_a = np.searchsorted(np.sort(a), everything, side="right")
+    below_b = np.searchsorted(np.sort(b), everything, side="right")
+    h = int(np.abs(below_a - below_b).max())
+    if h == 0:
+        return KSTest(0.0, 1.0, 0.0)
+    k = np.arange(1, n // h + 1)
+    log_ways_k = -gammaln(n - k * h + 1) - gammaln(n + k * h + 1)
+    signed = ((-1.0) ** (k - 1) * np.exp(log_ways_k - log_ways_k[0])).sum()
+    log_p = math.log(2) + log_ways_k[0] + 2 * gammaln(n + 1) + math.log(signed)
+    log_p = min(float(log_p), 0.0)
+    return KSTest(h / n, math.exp(log_p), log_p / math.log(10))
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Return the harmonic mean; 0 as soon as one value is 0 or less.
+
+    Args:
+        values: At least one number.
+    """
+    if min(values) <= 0:
+        return 0.0
+    return len(values) / math.fsum(1 / value for value in values)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in the given order.
+
+    Rejecting those at most alpha keeps the chance of any false rejection at alpha or below.
+
+    Source: Holm (1979).
+    """
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return [float(p) for p in adjusted]

@@ -1,0 +1,204 @@
+"""Intervals and tests against published figures, scipy, brute force and simulation."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+
+from expunge.audit.stats import (
+    auc,
+    bootstrap_means,
+    clopper_pearson,
+    harmonic_mean,
+    holm,
+    ks_test,
+    percentile_interval,
+    tpr_at_fpr,
+)
+
+numbers = st.lists(st.integers(-5, 5), min_size=1, max_size=12)
+
+
+def test_clopper_pearson_closed_forms():
+    # At 0 and n successes the ends are 1 - (alpha/2)^(1/n) and (alpha/2)^(1/n).
+    edge = 0.025 ** (1 / 10)
+    assert clopper_pearson(0, 10).low == 0
+    assert clopper_pearson(0, 10).high == pytest.approx(1 - edge, abs=1e-12)
+    assert clopper_pearson(10, 10).low == pytest.approx(edge, abs=1e-12)
+    # scipy.stats.binomtest(60, 100).proportion_ci(method="exact")
+    middle = clopper_pearson(60, 100)
+    assert (middle.low, middle.high) == pytest.approx((0.4972092, 0.6967052), abs=1e-6)
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.3, 0.5])
+def test_clopper_pearson_covers_exactly_computed(chance):
+    n = 30
+    covered = sum(
+        math.comb(n, s) * chance**s * (1 - chance) ** (n - s)
+        for s in range(n + 1)
+        if clopper_pearson(s, n).low <= chance <= clopper_pearson(s, n).high
+    )
+    assert covered >= 0.95
+
+
+def test_bootstrap_is_a_function_of_its_name_and_is_paired():
+    values = np.random.default_rng(0).normal(size=30)
+    first = bootstrap_means(values, 0, "forget")
+    np.testing.assert_array_equal(first, bootstrap_means(values, 0, "forget"))
+    assert not np.array_equal(first, bootstrap_means(values, 1, "forget"))
+    assert not np.array_equal(first, bootstrap_means(values, 0, "retain"))
+    np.testing.assert_allclose(bootstrap_means(3 * values + 1, 0, "forget"), 3 * first + 1)
+
+
+def test_bootstrap_interval_covers():
+    rng = np.random.default_rng(0)
+    trials = 200
+    inside = 0
+    for trial in range(trials):
+        draws = bootstrap_means(rng.exponential(size=60), trial, "coverage", resamples=300)
+        interval = percentile_interval(draws)
+        inside += interval.low <= 1 <= interval.high
+    # 0.95 minus three standard errors and the bootstrap's known shortfall at n = 60
+    assert inside / trials >= 0.87
+    assert inside / trials < 1
+
+
+@given(numbers, numbers)
+def test_auc_equals_counting_pairs(members, others):
+    area, interval = auc(np.array(members, float), np.array(others, float))
+    pairs = [(m > o) + 0.5 * (m == o) for m in members for o in others]
+    assert area == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert 0 <= interval.low <= area + 1e-12
+    assert area - 1e-12 <= interval.high <= 1
+    mirrored, _ = auc(-np.array(members, float), -np.array(others, float))
+    assert area + mirrored == pytest.approx(1)
+
+
+def test_delong_variance_equals_its_definition():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(0.5, 1, 40), rng.normal(0, 1, 25)
+    above = (x[:, None] > y[None, :]).astype(float)
+    variance = above.mean(1).var(ddof=1) / 40 + above.mean(0).var(ddof=1) / 25
+    area, interval = auc(x, y)
+    assert interval.method == "delong"
+    assert interval.high - area == pytest.approx(1.959963985 * math.sqrt(variance), abs=1e-9)
+
+
+def test_perfect_separation_is_not_certain():
+    area, interval = auc(np.arange(10.0) + 100, np.arange(20.0))
+    assert area == 1
+    assert interval.high == 1
+    assert interval.low == pytest.approx(0.025 ** (1 / 10))
+
+
+def test_delong_interval_covers():
+    rng = np.random.default_rng(2)
+    trials = 400
+    truth = 0.5 * math.erfc(-0.5)  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
+    inside = 0
+    for _ in range(trials):
+        _, interval = auc(rng.normal(1, 1, 50), rng.normal(0, 1, 50))
+        inside += interval.low <= truth <= interval.high
+    assert 0.91 <= inside / trials <= 0.985
+
+
+def test_tpr_at_fpr():
+    others = np.arange(100.0)  # at 1 % one of them may pass: the bar is 98
+    assert tpr_at_fpr(np.array([97.5, 98.0, 98.5, 200.0]), others, 0.01) == (2, 4)
+    assert tpr_at_fpr(np.array([97.5, 98.5, 99.5]), others[:50], 0.01) == (3, 3)
+    assert tpr_at_fpr(np.array([49.0, 50.0]), others[:50], 0.01) == (1, 2)
+    assert tpr_at_fpr(np.array([-1.0]), others, 1.0) == (1, 1)
+
+
+def test_ks_published_values():
+    # scipy 1.17.1, ks_2samp, default mode, two-sided
+    test = ks_test(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.15, 0.25, 0.35, 0.9]))
+    assert (test.statistic, test.p) == (0.25, pytest.approx(1.0))
+    grid = np.arange(40) / 40
+    test = ks_test(grid, grid + 0.3)
+    assert (test.statistic, test.p) == (pytest.approx(0.325), pytest.approx(0.02860307, abs=1e-8))
+    test = ks_test(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.5, 0.6, 0.35, 0.8]))
+    assert test.p == pytest.approx(0.2285714286, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("n", "p"),
+    [(20, 1.45e-11), (40, 1.86e-23), (200, 1.94e-119), (300, 1.48e-179), (400, 1.06e-239)],
+)
+def test_ks_of_complete_separation(n, p):
+    # Values seen in published TOFU tables; closed form 2 / C(2n, n).
+    test = ks_test(np.arange(n), np.arange(n) + n)
+    assert test.statistic == 1
+    assert test.p == pytest.approx(p, rel=5e-3)
+    exact = math.log10(2) - math.log10(math.comb(2 * n, n))
+    assert test.log10_p == pytest.approx(exact, abs=1e-9)
+
+
+def test_ks_has_a_logarithm_where_the_value_underflows():
+    test = ks_test(np.arange(1000), np.arange(1000) + 1000)
+    assert test.p == 0
+    assert test.log10_p == pytest.approx(math.log10(2) - math.log10(math.comb(2000, 1000)))
+
+
+def test_ks_of_identical_samples_is_one():
+    same = np.array([1.0, 2.0, 2.0])
+    assert ks_test(same, same[::-1]).p == 1
+
+
+def chance_of_leaving(n, h):
+    """Share of the C(2n, n) orders of two samples in which the counts ever differ by h."""
+    ways = {0: 1}
+    for step in range(2 * n):
+        following = {}
+        for gap, count in ways.items():
+            for moved in (gap - 1, gap + 1):
+                if abs(moved) < h and abs(moved) <= 2 * n - step - 1:
+                    following[moved] = following.get(moved, 0) + count
+        ways = following
+    return 1 - Fraction(ways.get(0, 0), math.comb(2 * n, n))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25))
+def test_ks_equals_counting_orders_and_ignores_monotone_maps(pairs):
+    a, b = np.array(pairs, float).T
+    test = ks_test(a, b)
+    assert test.statistic == pytest.approx(ks_2samp(a, b, method="asymp").statistic)
+    h = round(test.statistic * len(a))
+    assert test.p == pytest.approx(float(chance_of_leaving(len(a), h)) if h else 1, rel=1e-9)
+    assert test.log10_p == pytest.approx(math.log10(test.p))
+    assert ks_test(np.exp(-a), np.exp(-b)).p == pytest.approx(test.p)
+
+
+def test_ks_wants_the_same_records():
+    with pytest.raises(ValueError, match="3 and 2"):
+        ks_test(np.arange(3), np.arange(2))
+
+
+def test_harmonic_mean():
+    nine = [0.9, 0.5, 0.4, 0.9, 0.4, 0.5, 0.99, 0.99, 0.45]
+    assert harmonic_mean(nine) == pytest.approx(0.58197257, abs=1e-8)
+    assert harmonic_mean([0.5] * 8 + [0.0001]) == pytest.approx(0.00089856, abs=1e-8)
+    assert harmonic_mean([0.5, 0.0]) == 0
+    assert harmonic_mean([0.5, -0.1]) == 0
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=9))
+def test_harmonic_mean_lies_between(values):
+    mean = harmonic_mean(values)
+    assert min(values) - 1e-12 <= mean <= np.mean(values) + 1e-12
+
+
+def test_holm():
+    # By hand: 0.01 * 3, max(0.03, 0.02 * 2), max(0.04, 0.04 * 1)
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_raw_and_bonferroni(p_values):
+    for raw, adjusted in zip(p_values, holm(p_values), strict=True):
+        assert raw <= adjusted <= min(1, raw * len(p_values))
