@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from expunge.core.digest import digest_file
+from expunge.core.digest import digest_file, digest_json
 from expunge.core.errors import ConfigError, IntegrityError
 from expunge.core.files import read_json, write_json
 from expunge.engine.weights import load_tensors, save_tensors
@@ -36,7 +36,10 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one training loop in one folder; the newest is kept.
+    """The checkpoints of one training loop in one folder: the newest, and the newest good one.
+
+    They differ when a run with a collapse guard was interrupted between two of its checks. Going
+    back to the good one keeps the result independent of when that was.
 
     Args:
         folder: Where they lie.
@@ -49,9 +52,20 @@ class Checkpoints:
         self.key = key
 
     def save(
-        self, state: State, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer
+        self,
+        state: State,
+        weights: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        good: bool = True,
     ) -> None:
         """Write a checkpoint; the one before it stays whole until this one is.
+
+        Args:
+            state: Position and numbers.
+            weights: The loop's weights.
+            optimizer: Its state is saved too.
+            good: Whether the guard, if any, has passed this state.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -63,23 +77,30 @@ class Checkpoints:
                 if value is not None:
                     tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value)
         save_tensors(tensors, self.folder / name)
-        head = {
-            "key": self.key,
+        newest = {
             "file": name,
             "digest": digest_file(self.folder / name),
             "state": dataclasses.asdict(state),
         }
-        write_json(self.folder / HEAD, head)
+        head = {"key": self.key, "newest": newest, "good": newest if good else self._head()["good"]}
+        write_json(self.folder / HEAD, {**head, "seal": digest_json(head)})
         for old in self.folder.glob("state-*.safetensors"):
-            if old.name != name:
+            if old.name not in (name, head["good"]["file"]):
                 old.unlink(missing_ok=True)
 
-    def load(self, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> State | None:
-        """Put the newest checkpoint into the weights and the optimiser.
+    def load(
+        self,
+        weights: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        which: Literal["newest", "good"] = "newest",
+    ) -> State | None:
+        """Put a checkpoint into the weights and the optimiser.
 
         Args:
             weights: The loop's weights, overwritten in place.
             optimizer: Its state is replaced.
+            which: The newest checkpoint, or the newest that the guard has passed.
 
         Returns:
             The state, or ``None`` when there is no checkpoint yet.
@@ -90,14 +111,9 @@ class Checkpoints:
         """
         if not (self.folder / HEAD).exists():
             return None
-        head: dict[str, Any] = read_json(self.folder / HEAD)
-        if head["key"] != self.key:
-            raise ConfigError(
-                f"the checkpoint in {self.folder} was made with other settings, data or model; "
-                "choose another folder with --out, or delete this one"
-            )
-        path = self.folder / head["file"]
-        if not path.exists() or digest_file(path) != head["digest"]:
+        entry = self._head()[which]
+        path = self.folder / entry["file"]
+        if not path.exists() or digest_file(path) != entry["digest"]:
             raise IntegrityError(f"checkpoint {path} is not what was written; delete {self.folder}")
         tensors = load_tensors(path)
         slots: dict[int, dict[str, Tensor]] = {}
@@ -110,9 +126,21 @@ class Checkpoints:
                     index, slot = rest.split(".", 1)
                     slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-        return State(**head["state"])
+        return State(**entry["state"])
 
     def clear(self) -> None:
         """Delete the checkpoints once the loop's result is kept elsewhere."""
         for old in [self.folder / HEAD, *self.folder.glob("state-*.safetensors")]:
             old.unlink(missing_ok=True)
+
+    def _head(self) -> dict[str, Any]:
+        path = self.folder / HEAD
+        head: dict[str, Any] = read_json(path)
+        if not isinstance(head, dict) or head.pop("seal", None) != digest_json(head):
+            raise IntegrityError(f"checkpoint {path} is not what was written; delete {self.folder}")
+        if head["key"] != self.key:
+            raise ConfigError(
+                f"the checkpoint in {self.folder} was made with other settings, data or model; "
+                "choose another folder with --out, or delete this one"
+            )
+        return head

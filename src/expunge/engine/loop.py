@@ -29,7 +29,7 @@ from expunge.engine.order import Step, epoch_steps
 from expunge.engine.schedule import Schedule, learning_rate, make_optimizer
 from expunge.engine.scope import Scope, Selection, frozen_entries, scoped
 from expunge.engine.task import Batch, Task
-from expunge.engine.weights import state_digest
+from expunge.engine.weights import require_finite, state_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,15 +180,18 @@ class _Loop:
             state = State()
             if self.guard is not None:
                 state.baseline = self._guard_loss()
-                self.checkpoints.save(state, self.weights, self.optimizer)
+                if not math.isfinite(state.baseline):
+                    raise NumericalError(
+                        f"the loss on retained records is {state.baseline} before the first step; "
+                        "check the model, and the inputs of the retain set for NaN"
+                    )
+                self._save(state)
         with self.run.progress(label, self.total, state.step) as bar:
             while state.step < self.total:
                 try:
                     self.run.check(state.step)
                 except Interrupted:
-                    stopped = self._keep(state)
-                    if stopped is not None:
-                        return History(state.steps, stopped)
+                    self._save(state, good=self.guard is None)
                     raise
                 numbers = self._step(state.step)
                 state.step += 1
@@ -208,7 +211,7 @@ class _Loop:
             rise = loss - state.baseline
             self.run.emit("guard", step=state.step, retain_loss=loss, rise=rise)
             if not rise <= self.guard.max_increase:
-                good = self.checkpoints.load(self.weights, self.optimizer)
+                good = self.checkpoints.load(self.weights, self.optimizer, which="good")
                 kept = good.step if good is not None else 0
                 return Stopped(
                     f"collapse guard: at step {state.step} the loss on retained records had risen "
@@ -216,8 +219,16 @@ class _Loop:
                     f"{self.guard.max_increase}; the state of step {kept} was kept",
                     kept,
                 )
-        self.checkpoints.save(state, self.weights, self.optimizer)
+        self._save(state)
         return None
+
+    def _save(self, state: State, *, good: bool = True) -> None:
+        require_finite(
+            self.weights,
+            f"the weights after step {state.step} (lower schedule.lr; the last checkpoint is from "
+            "before)",
+        )
+        self.checkpoints.save(state, self.weights, self.optimizer, good=good)
 
     def _note(self, numbers: dict[str, float]) -> str:
         return "  ".join(f"{name} {numbers[name]:.3f}" for name in self.streams if name in numbers)
@@ -330,7 +341,10 @@ def _key(
         {
             "model": state_digest(model),
             "task": task.fingerprint(),
-            "streams": {name: stream.records.digest() for name, stream in streams.items()},
+            "streams": [
+                [name, stream.records.digest(), digest_json(stream.records.ids)]
+                for name, stream in streams.items()
+            ],
             "terms": [[term.stream, term.weight, term.per] for term in terms],
             "schedule": to_json(schedule),
             "scope": to_json(scope),

@@ -6,6 +6,7 @@ They replace a second model in memory: methods such as NPO need one number per r
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.digest import digest_json
+from expunge.core.errors import NumericalError, listing
 from expunge.core.files import read_json, write_json
 from expunge.core.records import Records
 from expunge.core.run import Run
@@ -50,6 +52,9 @@ def reference_nll(
         records: The records.
         run: Context: device, folder, progress.
         batch_size: Records per forward pass; sorted by length, so that little is padding.
+
+    Raises:
+        NumericalError: A record's likelihood is NaN or infinite.
     """
     key = digest_json([state_digest(model), task.fingerprint(), records.digest()])
     path = run.folder / f"reference-nll-{key[:16]}.json"
@@ -64,5 +69,11 @@ def reference_nll(
             nll_B = task.predict(model, batch).nll_B().double().tolist()
             values.update(zip(batch.ids, nll_B, strict=True))
             bar.advance(len(batch))
+    wrong = [i for i, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise NumericalError(
+            f"the likelihood of {len(wrong)} records under the original model is NaN or infinite "
+            f"({listing(wrong)}); check their inputs"
+        )
     write_json(path, values)
     return ReferenceNLL(values)

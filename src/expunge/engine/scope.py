@@ -82,12 +82,16 @@ def scoped(
         ConfigError: The scope selects nothing.
     """
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    allowed = _allowed(model, scope)
     adapters = _inject(model, scope.lora, run) if scope.lora else None
     try:
-        allowed = _allowed(model, scope)
         chosen = {}
         for name, parameter in model.named_parameters():
-            moves = name in allowed and (adapters is None or "lora_" in name)
+            if adapters is None:
+                moves = name in allowed
+            else:
+                layer, adapter, _ = name.partition(".lora_")
+                moves = bool(adapter) and f"{layer}.weight" in allowed
             parameter.requires_grad_(moves)
             if moves:
                 chosen[name] = parameter

@@ -93,7 +93,7 @@ class Sight:
         self._reference_model = _frozen(model) if "reference_model" in needs else None
         self._guard = (
             Guard.of(given.guard, given.retain, run.seed)
-            if given.guard is not None and given.retain is not None
+            if given.guard is not None and given.retain is not None and len(given.retain)
             else None
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from expunge.core.errors import ConfigError
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.engine.masks.mask import Mask, masks
@@ -29,7 +30,15 @@ def saliency(
         run: Device and progress.
 
     Source: SalUn (Fan et al., 2024), eq. 2.
+
+    Raises:
+        ConfigError: The method reads no forget records.
     """
+    if "forget" not in sources:
+        raise ConfigError(
+            f"scope.mask.by = 'saliency' scores forget records, but this method reads only "
+            f"{sorted(sources)}; leave scope.mask out, or choose a method that reads them"
+        )
     forget = sources["forget"]
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     model.zero_grad(set_to_none=True)
