@@ -1,0 +1,1 @@
+"""Models: registered sources of models, and their form on disk."""

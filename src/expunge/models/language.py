@@ -1,0 +1,124 @@
+"""Language models of transformers: read from a folder or the hub, checked before use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from expunge.core.errors import DataError, IntegrityError, StorageError, listing
+from expunge.data.dataset import Dataset
+from expunge.engine.tasks.causal_lm import REFUSALS, CausalLM, Template
+from expunge.engine.weights import require_finite
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_language_model(name: str, dtype: Dtype = "float32") -> tuple[nn.Module, Any]:
+    """Load a causal language model and its tokenizer with transformers.
+
+    Weights are read from safetensors only, and no code of the model's author is run.
+
+    Args:
+        name: A folder, or a name on the hub such as ``"owner/model"``.
+        dtype: Type of the weights in memory.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        StorageError: There is no such folder or name, or a file is missing.
+        IntegrityError: The weights are pickled or truncated.
+        DataError: The weights do not fit the architecture.
+        NumericalError: A weight is NaN or infinite.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if _means_folder(name):
+        _check_folder(Path(name))
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"{name}: a weight file is not whole ({error}); get it again"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    model, info = loaded
+    wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise DataError(
+            f"{name}: the weights do not fit config.json; {len(wrong)} tensors are missing or of "
+            f"another shape ({listing(wrong, 3)})"
+        )
+    require_finite(model.state_dict(), name)
+    return model.eval(), tokenizer
+
+
+def causal_lm_task(tokenizer: Any, dataset: Dataset, template: Template | None) -> CausalLM:
+    """Return the task of a language model on a data set.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        dataset: Its columns decide the template, its facts may name refusals.
+        template: How records become text; when absent, question and answer, or plain text.
+    """
+    if template is None and "text" in dataset.train and "question" not in dataset.train:
+        template = Template(prompt="", answer="{text}")
+    refusals = dataset.facts.get("refusals", REFUSALS)
+    return CausalLM(tokenizer, template, refusals)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing progress bars in the block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _means_folder(name: str) -> bool:
+    return Path(name).exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise StorageError(
+            f"{folder} holds no config.json; name a folder that save_pretrained() wrote"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLES]
+    if pickles:
+        raise IntegrityError(
+            f"{folder} holds pickled weights ({listing(pickles)}); loading them could run code. "
+            "Save the model with model.save_pretrained(folder), which writes safetensors"
+        )
+    raise StorageError(f"{folder} holds no .safetensors file with weights")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
