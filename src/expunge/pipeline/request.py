@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ class Request:
     """File with record ids: a JSON list, or one id a line."""
     split: str | None = None
     """Named split of the data source, such as ``forget10``."""
-    where: dict[str, tuple[str | int, ...]] = {}
+    where: dict[str, tuple[str | int, ...]] | None = None
     """Column to values: records that have one of them, such as ``{author: [Jane Doe]}``."""
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the records (of the groups, with ``by``), drawn at random."""
@@ -57,13 +58,14 @@ def resolve(request: Request, dataset: Dataset, seed: int) -> Sets:
             f"request: {len(crossing)} records to forget are test records ({listing(crossing)}); "
             "a test record measures utility and cannot be forgotten in the same run"
         )
-    return Sets.partition(
+    sets = Sets.partition(
         [i for i in dataset.train.ids if i not in tests],
         forget,
         holdout=dataset.holdout.ids,
         test=dataset.test.ids,
-        provenance={"rule": _rule(request), "seed": seed, "data": dataset.digest()},
     )
+    origin = {"rule": _rule(request), "seed": seed, "data": dataset.digest()}
+    return dataclasses.replace(sets, provenance=origin)
 
 
 def _rule(request: Request) -> str:
@@ -86,7 +88,7 @@ def _matching(request: Request, dataset: Dataset, seed: int) -> tuple[str, ...]:
     if rule == "file":
         return _read_ids(Path(str(request.file)))
     if rule == "where":
-        return _where(request.where, dataset)
+        return _where(request.where or {}, dataset)
     if rule in ("fraction", "count"):
         return _drawn(request, dataset, seed)
     name = request.split or "forget"

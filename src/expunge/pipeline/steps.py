@@ -1,0 +1,211 @@
+"""The steps of a run. Each is journaled, writes its files, and returns their digests."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from expunge.audit.audit import run_audit
+from expunge.audit.evidence import Evidence, Subject, collect
+from expunge.audit.generation import generate_answers
+from expunge.audit.score_table import read_scores, write_scores
+from expunge.core.config import to_json
+from expunge.core.digest import digest_file, digest_json
+from expunge.core.files import read_json, remove_tree, write_json
+from expunge.core.finding import Subject as Role
+from expunge.core.manifest import Manifest
+from expunge.engine.weights import state_digest
+from expunge.forget.method import apply
+from expunge.models.source import Loaded
+from expunge.models.store import save_model
+from expunge.pipeline.references import retrained
+from expunge.pipeline.work import Work
+from expunge.train.supervised import learn
+
+Outputs = dict[str, Any]
+EXAMPLE_TOKENS = 48
+
+
+def train(work: Work) -> Outputs:
+    """Train the original model, or take it as it comes; score it."""
+    training = work.recipe.train
+    base = work.fresh(work.recipe.seed)
+    if training is not None:
+        records, run = work.dataset.train, work.run.child("train")
+        history = learn(
+            base.model, base.task, records, training, run, scope=training.scope, label="training"
+        )
+        _write_model(work, "before", base, {"trained_on": records.digest()})
+        write_json(work.folder / "history" / "train.json", history.to_json())
+        remove_tree(run.folder)
+    digest = state_digest(base.model)
+    return {"model": digest, "scores": _score(work, "before", base, "before")}
+
+
+def reference(work: Work, index: int) -> Outputs:
+    """Retrain one reference without the forget set (or take it from the store); score it."""
+    training = work.recipe.train
+    assert training is not None  # a recipe without training has no references
+    seed = work.recipe.seed + 1 + index
+    loaded = work.fresh_without(seed)
+    name = f"reference-{index}"
+    run = work.run.child(name, seed=seed)
+    model, card = retrained(loaded.model, loaded.task, work.kept, training, run)
+    write_json(work.folder / "history" / f"{name}.json", card["history"])
+    remove_tree(run.folder)
+    found = dataclasses.replace(loaded, model=model)
+    scores = _score(work, name, found, "reference", seed=seed)
+    return {"model": card["digest"], "seed": seed, "key": card["key"], "scores": scores}
+
+
+def given_reference(work: Work, index: int, name: str) -> Outputs:
+    """Take a reference that was retrained elsewhere; score it."""
+    loaded = work.source(work.recipe.given_references[index], "given_references")
+    scores = _score(work, name, loaded, "reference", seed=index)
+    return {"model": state_digest(loaded.model), "seed": index, "scores": scores}
+
+
+def given_after(work: Work) -> Outputs:
+    """Take a model that was changed elsewhere; score it."""
+    assert work.recipe.after is not None
+    loaded = work.source(work.recipe.after, "after")
+    return {"model": state_digest(loaded.model), "scores": _score(work, "after", loaded, "after")}
+
+
+def forget(work: Work, before: str) -> Outputs:
+    """Run the method on the original model; write and score the new one."""
+    assert work.method is not None
+    info, config = work.method
+    loaded = work.before()
+    run = work.run.child("forget")
+    result = apply(info.name, loaded.model, work.given(loaded), run, to_json(config), in_place=True)
+    new = dataclasses.replace(loaded, model=result.model)
+    lineage = {"before": before, "method": info.name, "sets": work.sets.digest()}
+    _write_model(work, "after", new, lineage)
+    write_json(work.folder / "history" / "forget.json", result.history.to_json())
+    remove_tree(run.folder)
+    stopped = result.history.stopped
+    return {
+        "model": state_digest(result.model),
+        "scores": _score(work, "after", new, "after"),
+        "stopped": None if stopped is None else dataclasses.asdict(stopped),
+    }
+
+
+def audit(work: Work, num_references: int) -> Outputs:
+    """Compute every finding from the score tables."""
+    if not work.chosen:
+        write_json(work.folder / "findings.json", [])
+        return {"findings": digest_json([])}
+    names = ["before", "after", *(f"reference-{i}" for i in range(num_references))]
+    subjects = [read_scores(_scores_path(work, name)) for name in names]
+    evidence = Evidence(
+        after=subjects[1],
+        before=subjects[0],
+        references=tuple(subjects[2:]),
+        sets=work.sets.digest(),
+    )
+    findings = [
+        finding.to_json()
+        for info, config in work.chosen
+        for finding in run_audit(info, config, evidence, work.run.child(f"audit-{info.name}"))
+    ]
+    write_json(work.folder / "findings.json", findings)
+    return {"findings": digest_json(findings)}
+
+
+def examples(work: Work, num_references: int) -> Outputs:
+    """Write the page of answers before and after; the only file that holds text of records."""
+    from expunge.report.examples import write_examples
+
+    records = work.dataset.train.select(
+        [*work.sets.forget[: work.recipe.examples], *work.sets.retain[: work.recipe.examples]]
+    )
+    models = {"before": work.before, "after": lambda: _after_again(work)}
+    if num_references:
+        models["reference"] = lambda: _reference_again(work)
+    forgotten = set(work.sets.forget)
+    rows = [
+        {
+            "id": record_id,
+            "record_set": "forget" if record_id in forgotten else "retain",
+            "question": records["question"][row],
+            "truth": records["answer"][row],
+        }
+        for row, record_id in enumerate(records.ids)
+    ]
+    for name, load in models.items():
+        loaded = load()
+        answers = generate_answers(
+            loaded.model,
+            loaded.task,
+            records,
+            work.run,
+            max_new_tokens=EXAMPLE_TOKENS,
+            batch_size=work.recipe.machine.score_batch,
+        )
+        for row, answer in zip(rows, answers, strict=True):
+            row[name] = answer
+    write_examples(work.folder, rows)
+    return {"examples": len(rows)}
+
+
+def _after_again(work: Work) -> Loaded:
+    if work.recipe.after is not None:
+        return work.source(work.recipe.after, "after")
+    return work.saved("after")
+
+
+def _reference_again(work: Work) -> Loaded:
+    if work.recipe.train is None:
+        return work.source(work.recipe.given_references[0], "given_references")
+    seed = work.recipe.seed + 1
+    loaded = work.fresh_without(seed)
+    run = work.run.child("reference-0", seed=seed)
+    model, _ = retrained(loaded.model, loaded.task, work.kept, work.recipe.train, run)
+    remove_tree(run.folder)
+    return dataclasses.replace(loaded, model=model)
+
+
+def _write_model(work: Work, subject: str, loaded: Loaded, lineage: dict[str, Any]) -> None:
+    folder = work.folder / "models" / subject
+    save_model(loaded, folder)
+    manifest = Manifest.of(folder, **lineage)
+    write_json(work.folder / "models" / f"{subject}.manifest.json", manifest.to_json())
+
+
+def _scores_path(work: Work, subject: str) -> Path:
+    return work.folder / "scores" / f"{subject}.parquet"
+
+
+def _score(work: Work, name: str, loaded: Loaded, role: Role, seed: int | None = None) -> str:
+    path = _scores_path(work, name)
+    if not work.readings:
+        return ""
+    subject: Subject = collect(
+        loaded.model.to(work.run.device),
+        loaded.task,
+        work.dataset,
+        work.sets,
+        work.readings,
+        work.run,
+        role=role,
+        seed=seed,
+        batch_size=work.recipe.machine.score_batch,
+    )
+    write_scores(path, subject)
+    return digest_file(path)
+
+
+def model_table(work: Work, outputs: dict[str, Outputs]) -> dict[str, Any]:
+    """Return digest, place and lineage of every model of the run."""
+    table = {}
+    for subject, found in outputs.items():
+        manifest = work.folder / "models" / f"{subject}.manifest.json"
+        table[subject] = {
+            "digest": found["model"],
+            "path": f"models/{subject}" if manifest.exists() else None,
+            "lineage": read_json(manifest)["lineage"] if manifest.exists() else {},
+        }
+    return table
