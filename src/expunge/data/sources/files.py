@@ -1,0 +1,127 @@
+"""Your own records: JSON lines, CSV or Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from expunge.core.config import config
+from expunge.core.errors import ConfigError, DataError, listing
+from expunge.core.records import Records, concatenate
+from expunge.data.arrays import class_facts
+from expunge.data.dataset import NOTHING, Dataset, number_ids, require_columns
+from expunge.data.source import source
+from expunge.data.tables import read_table
+from expunge.data.tabular import class_names, table_records
+
+_TRAINING = ("train", "retain", "forget")
+_ROLES = (*_TRAINING, "holdout", "test")
+_QUESTION = ("question", "answer")
+
+
+@config
+class FilesConfig:
+    """Settings of your own files; each is ``.jsonl``, ``.csv`` or ``.parquet``."""
+
+    kind: Literal["causal_lm", "classifier"] = "causal_lm"
+    """Texts for a language model, or rows of numbers with a class."""
+    train: str | None = None
+    """Everything the model was or will be trained on; else give ``forget`` and ``retain``."""
+    forget: str | None = None
+    """Records to forget; they become the split ``forget``."""
+    retain: str | None = None
+    """Training records to keep."""
+    holdout: str | None = None
+    """Records of the same source that the model never saw, for audits."""
+    test: str | None = None
+    """Records that measure utility."""
+    columns: dict[str, str] | None = None
+    """Name of a column here (``question``, ``answer``, ``text``, ...): its name in the files."""
+    id: str = "id"
+    """Column with a stable id for each record; where it is absent, rows are numbered."""
+    features: tuple[str, ...] = ()
+    """Columns with the numbers of a classifier; when empty, all but id and label."""
+    label: str = "label"
+    """Column with the class of a classifier's record: integers from 0, or names."""
+
+
+@source("files", title="your own JSON lines, CSV or Parquet files", kind="any")
+def files(config: FilesConfig, seed: int) -> Dataset:
+    """Return the records of the files; columns that are not used as data stay as groups."""
+    del seed
+    _check_roles(config)
+    tables = {role: _read(role, config) for role in _ROLES if getattr(config, role) is not None}
+    facts: dict[str, Any] = {}
+    if config.kind == "classifier":
+        tables, classes = _classify(tables, config)
+        train = _train(tables)
+        facts = class_facts(train, len(classes) or None)
+        if classes:
+            facts["classes"] = classes
+    else:
+        for role, table in tables.items():
+            _check_texts(table, getattr(config, role))
+        train = _train(tables)
+    return Dataset(
+        config.kind,
+        train,
+        holdout=tables.get("holdout", NOTHING),
+        test=tables.get("test", NOTHING),
+        splits={"forget": tables["forget"].ids} if "forget" in tables else {},
+        facts=facts,
+    )
+
+
+def _check_roles(config: FilesConfig) -> None:
+    apart = config.forget is not None or config.retain is not None
+    if (config.train is not None) == apart:
+        raise ConfigError(
+            "data.files needs either train, or forget (with retain where you have it); "
+            + ("it has both" if apart else "it has neither")
+        )
+    if config.retain is not None and config.forget is None:
+        raise ConfigError("data.files.retain needs data.files.forget beside it, or call it train")
+
+
+def _read(role: str, config: FilesConfig) -> Records:
+    path = getattr(config, role)
+    table = read_table(Path(path))
+    ids = number_ids(role, len(next(iter(table.values()))))
+    renamed = config.columns or {}
+    require_columns(Records(ids, table), renamed.values(), path)
+    ours = {theirs: name for name, theirs in renamed.items()}
+    columns = {ours.get(name, name): values for name, values in table.items()}
+    if config.id in columns:
+        ids = tuple(str(value) for value in columns.pop(config.id))
+    return Records(ids, columns)
+
+
+def _train(tables: Mapping[str, Records]) -> Records:
+    return concatenate([tables[role] for role in _TRAINING if role in tables])
+
+
+def _check_texts(records: Records, path: str) -> None:
+    needed = ("text",) if "text" in records and "question" not in records else _QUESTION
+    require_columns(records, needed, path)
+    for name in needed:
+        empty = [i for i, v in zip(records.ids, records[name], strict=True) if v in (None, "")]
+        if empty:
+            raise DataError(
+                f"{path}: column {name!r} is empty in {len(empty)} records ({listing(empty)}); "
+                "fill or drop them"
+            )
+
+
+def _classify(
+    tables: Mapping[str, Records], config: FilesConfig
+) -> tuple[dict[str, Records], list[str]]:
+    for role, table in tables.items():
+        require_columns(table, [config.label], getattr(config, role))
+    classes = class_names([tables[r] for r in _TRAINING if r in tables], config.label)
+    records = {}
+    for role, table in tables.items():
+        features = config.features or tuple(n for n in table.columns if n != config.label)
+        path = getattr(config, role)
+        records[role] = table_records(table, features, config.label, classes, path)
+    return records, classes
