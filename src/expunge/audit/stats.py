@@ -150,15 +150,15 @@ def ks_test(a: np.ndarray, b: np.ndarray) -> KSTest:
     return KSTest(h / n, math.exp(log_p), log_p / math.log(10))
 
 
-def harmonic_mean(values: Sequence[float]) -> float:
-    """Return the harmonic mean; 0 as soon as one value is 0 or less.
+def harmonic_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the harmonic mean along the first axis; 0 where one value is 0 or less.
 
     Args:
-        values: At least one number.
+        values: Numbers, shape (k, ...) with at least one along the first axis.
     """
-    if min(values) <= 0:
-        return 0.0
-    return len(values) / math.fsum(1 / value for value in values)
+    array = np.asarray(values, dtype=np.float64)
+    inverse = 1 / np.where(array > 0, array, 1.0)
+    return np.where((array > 0).all(axis=0), len(array) / inverse.sum(axis=0), 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
