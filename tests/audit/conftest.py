@@ -56,3 +56,27 @@ def people():
             "perturbed_answer": [["bo wrote it", "carl"], None, ["the blue tree", "a sea"], ["a"]],
         },
     )
+
+
+@pytest.fixture(scope="session")
+def make_scores():
+    """Scores of one target per record from plain log-probabilities, loss = -logprob."""
+    import numpy as np
+
+    from expunge.audit.scores import Scores
+
+    def make(logprobs, *, prefix="r", wrong=(), rouge=None):
+        logprob_N = np.asarray(logprobs, dtype=np.float32)
+        rank_N = np.isin(np.arange(len(logprob_N)), wrong).astype(np.int32)
+        zero_N = np.zeros_like(logprob_N)
+        return Scores(
+            ids=tuple(f"{prefix}-{row}" for row in range(len(logprob_N))),
+            offsets=np.arange(len(logprob_N) + 1),
+            logprob_N=logprob_N,
+            rank_N=rank_N,
+            mean_N=zero_N,
+            variance_N=zero_N,
+            rouge_R=None if rouge is None else np.asarray(rouge, dtype=np.float64),
+        )
+
+    return make

@@ -1,0 +1,185 @@
+"""The TOFU audit on planted scores, and end to end on a tiny random Llama."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+from expunge.audit.audit import audits, plan_readings, run_audit
+from expunge.audit.evidence import Evidence, Subject, collect
+from expunge.audit.readings import Reading
+from expunge.audit.score_table import read_scores, write_scores
+from expunge.audit.tofu import TofuConfig, tofu
+from expunge.core.records import Records
+from expunge.core.run import Run
+from expunge.core.sets import Sets
+from expunge.data.dataset import Dataset
+
+CONFIG = TofuConfig(utility_sets=("retain", "world_facts"), max_utility_records=0)
+
+
+@pytest.fixture
+def make_subject(make_scores):
+    """A model by the log truth ratios it has on forgotten records and its loss on the others."""
+
+    def make(role, ratios, utility_loss=0.1, seed=None):
+        n = len(ratios)
+        scores = {
+            Reading("forget"): make_scores([-1.0] * n),
+            Reading("forget", "paraphrase"): make_scores([-5.0] * n),
+            Reading("forget", "perturbed:0"): make_scores(-5.0 - np.asarray(ratios)),
+        }
+        for name in CONFIG.utility_sets:
+            scores |= {
+                Reading(name): make_scores([-utility_loss] * 4, prefix="u", rouge=[1, 1, 0, 1]),
+                Reading(name, "perturbed:0"): make_scores([-3 * utility_loss] * 4, prefix="u"),
+            }
+        return Subject(role, f"{role}-{seed}", scores, seed)
+
+    return make
+
+
+def by_metric(findings, subject="after"):
+    return {(f.metric, f.record_set): f for f in findings if f.subject == subject}
+
+
+def test_every_number_of_known_scores(make_subject):
+    ratios = np.array([-0.5, 0.0, 0.5, 1.0])
+    evidence = Evidence(
+        after=make_subject("after", ratios), before=None, references=(), sets="digest"
+    )
+    found = by_metric(tofu(evidence, CONFIG, Run()))
+    assert found["probability", "forget"].value == pytest.approx(math.exp(-1))
+    expected = np.exp(-np.abs(ratios)).mean()
+    assert found["truth_ratio", "forget"].value == pytest.approx(expected, abs=1e-6)
+    assert found["probability", "retain"].value == pytest.approx(math.exp(-0.1), abs=1e-6)
+    share = math.exp(-0.1) / (math.exp(-0.1) + math.exp(-0.3))
+    assert found["probability", "world_facts"].value == pytest.approx(share, abs=1e-6)
+    assert found["rouge_l", "retain"].value == 0.75
+    assert ("rouge_l", "forget") not in found
+    # Retained records have no paraphrase here: the true answer stands in, S = exp(0.3 - 0.1).
+    assert found["truth_ratio", "retain"].value == pytest.approx(1 - math.exp(-0.2), abs=1e-6)
+    six = [0.75, math.exp(-0.1), 1 - math.exp(-0.2), 0.75, share, 1 - math.exp(-0.2)]
+    utility = found["model_utility", ""]
+    assert utility.value == pytest.approx(6 / sum(1 / x for x in six), abs=1e-6)
+    assert utility.interval.low < utility.value < utility.interval.high
+    assert utility.note == ""
+    quality = found["forget_quality", "forget"]
+    assert quality.value is None
+    assert "no other retrained model" in quality.note
+
+
+def test_forget_quality_against_each_reference(make_subject):
+    rng = np.random.default_rng(0)
+    own, *others = (rng.normal(shift, 1, 60) for shift in (0.4, 0.0, 0.1, 1.5))
+    evidence = Evidence(
+        after=make_subject("after", own),
+        before=make_subject("before", own + 9),
+        references=tuple(make_subject("reference", r, seed=i) for i, r in enumerate(others)),
+        sets="digest",
+    )
+    config = TofuConfig(
+        utility_sets=CONFIG.utility_sets, max_utility_records=0, min_forget_quality=0.9
+    )
+    findings = tofu(evidence, config, Run())
+    after, before = by_metric(findings), by_metric(findings, "before")
+    tests = sorted((ks_2samp(own, r) for r in others), key=lambda t: t.pvalue)
+    quality = after["forget_quality", "forget"]
+    assert quality.value == pytest.approx(tests[1].pvalue, rel=1e-6)
+    assert quality.verdict == "fail"
+    assert after["forget_quality_distance", "forget"].value == pytest.approx(tests[1].statistic)
+    log10 = after["forget_quality_log10", "forget"].value
+    assert log10 == pytest.approx(math.log10(tests[1].pvalue), rel=1e-6)
+    assert "p against each reference" in quality.note
+    assert before["forget_quality", "forget"].value < 1e-30
+    # The ceiling: each reference against the other two, the smaller p of the two.
+    expected = [min(ks_2samp(r, o).pvalue for o in others if o is not r) for r in others]
+    assert quality.reference.values == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_destroyed_model_fails_although_its_p_value_passes(make_subject):
+    ratios = np.random.default_rng(1).normal(size=40)
+    evidence = Evidence(
+        after=make_subject("after", ratios, utility_loss=500.0),
+        before=make_subject("before", ratios + 5),
+        references=(make_subject("reference", ratios, seed=0),),
+        sets="digest",
+    )
+    config = TofuConfig(
+        utility_sets=CONFIG.utility_sets,
+        max_utility_records=0,
+        min_forget_quality=0.05,
+        min_utility_kept=0.9,
+    )
+    found = by_metric(tofu(evidence, config, Run()))
+    quality = found["forget_quality", "forget"]
+    assert quality.value == 1
+    assert quality.verdict == "fail"
+    assert "collapsed" in quality.note
+    assert "only 40 records" in quality.note
+    assert found["utility_kept", ""].value < 0.01
+    assert found["utility_kept", ""].verdict == "fail"
+
+
+def test_utility_kept_is_paired(make_subject):
+    subject = make_subject("after", [0.0, 1.0])
+    before = make_subject("before", [0.0, 1.0])
+    evidence = Evidence(after=subject, before=before, references=(), sets="digest")
+    config = TofuConfig(
+        utility_sets=CONFIG.utility_sets, max_utility_records=0, min_utility_kept=0.99
+    )
+    kept = by_metric(tofu(evidence, config, Run()))["utility_kept", ""]
+    assert (kept.value, kept.interval.low, kept.interval.high) == pytest.approx((1, 1, 1))
+    assert kept.verdict == "pass"
+
+
+def test_absent_utility_sets_are_named(make_subject):
+    subject = make_subject("after", [0.0, 1.0])
+    evidence = Evidence(after=subject, before=None, references=(), sets="digest")
+    config = TofuConfig(utility_sets=("retain", "real_authors"), max_utility_records=0)
+    utility = by_metric(tofu(evidence, config, Run()))["model_utility", ""]
+    assert utility.note == (
+        "not measured: rouge_l of real_authors, probability of real_authors, "
+        "truth_ratio of real_authors"
+    )
+    nothing = TofuConfig(utility_sets=("real_authors",))
+    utility = by_metric(tofu(evidence, nothing, Run()))["model_utility", ""]
+    assert utility.value is None
+
+
+def test_end_to_end_and_again_from_disk(language_model, people, tmp_path):
+    model, task = language_model
+    facts = Records(
+        ("w-0", "w-1"),
+        {
+            "question": ["who wrote it", "is it red"],
+            "answer": ["anna", "it is"],
+            "perturbed_answer": [["bo", "carl"], ["it was"]],
+        },
+    )
+    dataset = Dataset("causal_lm", people, probes={"world_facts": facts})
+    sets = Sets(forget=("train-0", "train-2", "train-3"), retain=("train-1",))
+    info = audits.get("tofu")
+    config = TofuConfig(utility_sets=("retain", "world_facts"), max_new_tokens=4)
+    readings = plan_readings([(info, config)], dataset)
+    subjects = [
+        collect(model, task, dataset, sets, readings, Run(), role=role, seed=seed)
+        for role, seed in (("before", None), ("after", None), ("reference", 0))
+    ]
+
+    def audit(before, after, reference):
+        evidence = Evidence(after=after, before=before, references=(reference,), sets=sets.digest())
+        return run_audit(info, config, evidence, Run())
+
+    findings = audit(*subjects)
+    found = by_metric(findings)
+    assert found["forget_quality", "forget"].value == 1  # the same model throughout
+    assert found["forget_quality", "forget"].n == 3
+    assert found["rouge_l", "forget"].n == 3
+    assert found["utility_kept", ""].value in (None, pytest.approx(1))
+    assert found["model_utility", ""].note == "not measured: truth_ratio of retain"
+    for subject in subjects:
+        write_scores(tmp_path / f"{subject.role}.parquet", subject)
+    again = audit(*(read_scores(tmp_path / f"{s.role}.parquet") for s in subjects))
+    assert [f.digest() for f in again] == [f.digest() for f in findings]
