@@ -18,6 +18,8 @@ from expunge.engine.weights import require_finite
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+# Where a tokenizer was read from; saved with it, equal tokenizers would differ in their bytes.
+_PLACE_OF_TOKENIZER = ("is_local", "local_files_only")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -69,6 +71,8 @@ def read_language_model(name: str, dtype: Dtype = "float32") -> tuple[nn.Module,
             f"another shape ({listing(wrong, 3)})"
         )
     require_finite(model.state_dict(), name)
+    for key in _PLACE_OF_TOKENIZER:
+        tokenizer.init_kwargs.pop(key, None)
     return model.eval(), tokenizer
 
 

@@ -98,7 +98,12 @@ def _read(role: str, config: FilesConfig) -> Records:
 
 
 def _train(tables: Mapping[str, Records]) -> Records:
-    return concatenate([tables[role] for role in _TRAINING if role in tables])
+    parts = [tables[role] for role in _TRAINING if role in tables]
+    names = {name for part in parts for name in part.columns}
+    # Joining drops columns that only one file has, such as wrong answers of the forget records.
+    return concatenate(
+        [part.replace(**{n: [None] * len(part) for n in names if n not in part}) for part in parts]
+    )
 
 
 def _check_texts(records: Records, path: str) -> None:
