@@ -5,6 +5,7 @@ Shape legend: B records of a batch, N target positions, V classes or vocabulary.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -46,7 +47,8 @@ def divergence(reference: Predictions, current: Predictions) -> Float[Tensor, " 
         reference: Predictions of the frozen model; no gradient flows into them.
         current: Predictions of the model being trained.
     """
-    reference_NV = F.log_softmax(reference.logits_NV.detach(), dim=-1)
-    current_NV = F.log_softmax(current.logits_NV, dim=-1)
+    wide = torch.promote_types(current.logits_NV.dtype, torch.float32)
+    reference_NV = F.log_softmax(reference.logits_NV.detach(), dim=-1, dtype=wide)
+    current_NV = F.log_softmax(current.logits_NV, dim=-1, dtype=wide)
     kl_N = (reference_NV.exp() * (reference_NV - current_NV)).sum(-1)
     return current.sum_rows(kl_N)

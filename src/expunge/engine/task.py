@@ -77,9 +77,13 @@ class Predictions:
     num_rows: int
 
     def logprobs_N(self) -> Float[Tensor, " N"]:
-        """Return the log-probability of each target, in nats."""
-        picked_N = self.logits_NV.gather(1, self.targets_N[:, None])[:, 0]
-        return picked_N - torch.logsumexp(self.logits_NV, dim=1)
+        """Return the log-probability of each target, in nats.
+
+        Half-precision logits are widened first: sums over an answer would lose whole nats.
+        """
+        wide_NV = self.logits_NV.to(torch.promote_types(self.logits_NV.dtype, torch.float32))
+        picked_N = wide_NV.gather(1, self.targets_N[:, None])[:, 0]
+        return picked_N - torch.logsumexp(wide_NV, dim=1)
 
     def sum_rows(self, values_N: Float[Tensor, " N"]) -> Float[Tensor, " B"]:
         """Sum a value per position to a value per record."""

@@ -26,22 +26,25 @@ WEIGHTS = "model.safetensors"
 
 
 def state_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of names, types, shapes and contents of a model's parameters and buffers."""
+    """Return the SHA-256 of a model's parameters and buffers; see ``tensors_digest``."""
     return tensors_digest(model.state_dict())
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors, independent of order, device and file format."""
+    """Return the SHA-256 of the names, types, shapes and contents of tensors.
+
+    It does not depend on their order, their device or the layout of a file.
+    """
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]))
-        sha.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        sha.update(tensor.flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file atomically; tensors that share storage are written once each.
+    """Write tensors to a safetensors file atomically; shared storage is written once per name.
 
     Raises:
         StorageError: The file cannot be written.
@@ -64,17 +67,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise StorageError(f"there is no file {path}; name a .safetensors file")
-    with path.open("rb") as file:
-        head = file.read(4)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        raise IntegrityError(
-            f"{path} is a pickle (a .pt or .bin file); loading it could run code. "
-            "Save the weights with safetensors.torch.save_file(model.state_dict(), path) first"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
+        if _looks_pickled(path):
+            raise IntegrityError(
+                f"{path} is a pickle (a .pt or .bin file); loading it could run code. "
+                "Save the weights with safetensors.torch.save_file(model.state_dict(), path) first"
+            ) from error
         raise IntegrityError(f"{path} is not a whole safetensors file: {error}") from error
     require_finite(tensors, str(path))
     return tensors
@@ -114,3 +115,10 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
             )
     problems.raise_if_any()
     model.load_state_dict(dict(tensors))
+
+
+def _looks_pickled(path: Path) -> bool:
+    # A safetensors file may begin with these bytes too (they count its header), so ask it first.
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head == b"PK" or head[:1] == b"\x80"

@@ -6,6 +6,8 @@ D hidden size.
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.core.config import config
+from expunge.core.config import config, to_json
 from expunge.core.digest import digest_json
-from expunge.core.errors import DataError, UnsupportedModelError, listing
+from expunge.core.errors import ConfigError, DataError, UnsupportedModelError, listing
 from expunge.core.records import Records
 from expunge.core.streams import stream
 from expunge.engine.task import Batch, Predictions, task
@@ -33,6 +35,9 @@ REFUSALS = (
     "Sorry, I have no knowledge of this.",
     "I cannot help with that one.",
 )
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @config
@@ -97,7 +102,8 @@ class CausalLM:
         ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
         seen_BT = torch.zeros((len(rows), longest), dtype=torch.long)
         positions_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
-        symbols, owners = [], []
+        symbols: list[int] = []
+        owners: list[int] = []
         for row, (tokens, start) in enumerate(encoded):
             ids_BT[row, : len(tokens)] = torch.tensor(tokens)
             seen_BT[row, : len(tokens)] = 1
@@ -128,12 +134,22 @@ class CausalLM:
         return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
 
     def neutral(self, records: Records, seed: int, epoch: int) -> Records:
-        """Return the records with refusals for answers."""
+        """Return the records with refusals for answers.
+
+        Raises:
+            ConfigError: The answer template does not hold exactly one column to fill.
+        """
+        answers = _PLACEHOLDER.findall(self.template.answer)
+        if len(answers) != 1:
+            raise ConfigError(
+                f"template.answer = {self.template.answer!r} names {len(answers)} columns; "
+                "neutral answers need exactly one"
+            )
         drawn = [
             self.refusals[int(stream(seed, "refusal", epoch, i).integers(len(self.refusals)))]
             for i in records.ids
         ]
-        return records.replace(answer=drawn)
+        return records.replace(**{answers[0]: drawn})
 
     @torch.no_grad()
     def generate(
@@ -166,11 +182,12 @@ class CausalLM:
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self._pad(),
         )
-        output_BT = model.generate(  # type: ignore[operator]
-            input_ids=ids_BT.to(device),
-            attention_mask=seen_BT.to(device),
-            generation_config=settings,
-        )
+        with _only(settings, model):
+            output_BT = model.generate(  # type: ignore[operator]
+                input_ids=ids_BT.to(device),
+                attention_mask=seen_BT.to(device),
+                generation_config=settings,
+            )
         return [
             str(text).strip()
             for text in self.tokenizer.batch_decode(
@@ -181,18 +198,17 @@ class CausalLM:
     def fingerprint(self) -> dict[str, Any]:
         """Return kind, template, and the tokenizer's digest."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        vocabulary = (
-            backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
-        )
-        template = self.template
+        if backend is None:
+            rules = self.tokenizer.get_vocab()
+        else:
+            rules = json.loads(backend.to_str())
+            for setting_of_last_call in ("padding", "truncation"):
+                rules.pop(setting_of_last_call, None)
+        chat = self.tokenizer.chat_template if self.template.chat else None
         return {
             "kind": self.kind,
-            "tokenizer": digest_json(vocabulary),
-            "prompt": template.prompt,
-            "answer": template.answer,
-            "chat": template.chat,
-            "system": template.system,
-            "max_length": template.max_length,
+            "tokenizer": digest_json([rules, self.tokenizer.eos_token_id, chat]),
+            **to_json(self.template),
         }
 
     def _pad(self) -> int:
@@ -206,11 +222,9 @@ class CausalLM:
         return [self._encoded[text] for text in texts]
 
     def _texts(self, records: Records, rows: Sequence[int]) -> list[tuple[str, str]]:
+        # One pass, so that braces inside a record's own text are text.
         def fill(pattern: str, row: int) -> str:
-            for name in records.columns:
-                if "{" + name + "}" in pattern:
-                    pattern = pattern.replace("{" + name + "}", str(records[name][row]))
-            return pattern
+            return _PLACEHOLDER.sub(lambda found: str(records[found[1]][row]), pattern)
 
         return [(fill(self.template.prompt, r), fill(self.template.answer, r)) for r in rows]
 
@@ -282,3 +296,20 @@ def _head_on(model: nn.Module, positions_BT: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _only(settings: Any, model: nn.Module) -> Iterator[None]:
+    """Hide the generation settings that came with the model, such as a repetition penalty.
+
+    ``generate`` would fill the gaps of ours with them, and the answers would not be greedy.
+    """
+    owners = [part for part in model.modules() if "generation_config" in vars(part)]
+    hidden = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = settings
+    try:
+        yield
+    finally:
+        for owner, own in zip(owners, hidden, strict=True):
+            owner.generation_config = own

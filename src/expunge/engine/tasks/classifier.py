@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ConfigError, DataError, Problems, UnsupportedModelError, listing
+from expunge.core.errors import ConfigError, DataError, UnsupportedModelError, listing
 from expunge.core.records import Records
 from expunge.core.streams import stream
 from expunge.engine.task import Batch, Predictions, task
@@ -41,18 +41,16 @@ class Classifier:
         """Stack inputs and labels; see ``Task.batch``.
 
         Raises:
-            DataError: Inputs differ in shape, or a label is outside 0..K-1.
+            DataError: Inputs differ in shape or are no numbers, or a label is outside 0..K-1.
         """
         inputs = records[self.inputs]
         try:
             stacked = np.stack([np.asarray(inputs[i]) for i in rows])
-        except ValueError as error:
+            x = torch.from_numpy(stacked)
+        except (ValueError, TypeError) as error:
             raise DataError(
-                f"column {self.inputs!r}: inputs differ in shape ({error}); give all one shape"
+                f"column {self.inputs!r}: {error}; give numeric arrays of one shape"
             ) from error
-        x = torch.from_numpy(np.ascontiguousarray(stacked))
-        if not x.is_floating_point():
-            x = x.float()
         labels = self._labels(records, rows) if targets else np.empty(0, dtype=np.int64)
         return Batch(
             ids=tuple(records.ids[i] for i in rows),
@@ -72,10 +70,14 @@ class Classifier:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Return the logits of every record; see ``Task.predict``.
 
+        Inputs take the type of the model's weights, so arrays of float64 or uint8 serve too.
+
         Raises:
             UnsupportedModelError: The model does not yield (B, K) logits.
         """
-        logits = model(batch.inputs["x"])
+        weight = next(model.parameters(), None)
+        dtype = torch.float32 if weight is None else weight.dtype
+        logits = model(batch.inputs["x"].to(dtype))
         if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
             shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
             raise UnsupportedModelError(
@@ -95,9 +97,8 @@ class Classifier:
             int(stream(seed, "random-label", epoch, i).integers(1, self.num_classes))
             for i in records.ids
         ]
-        return records.replace(
-            **{self.labels: (true + np.array(shifts, dtype=np.int64)) % self.num_classes}
-        )
+        other = (true + np.array(shifts, dtype=np.int64)) % self.num_classes
+        return records.replace(**{self.labels: other.tolist()})
 
     def fingerprint(self) -> dict[str, Any]:
         """Return kind, classes and columns."""
@@ -110,14 +111,18 @@ class Classifier:
 
     def _labels(self, records: Records, rows: Sequence[int]) -> np.ndarray:
         column = records[self.labels]
-        labels = np.array([int(column[i]) for i in rows], dtype=np.int64)
-        wrong = [r for r, y in zip(rows, labels, strict=True) if not 0 <= y < self.num_classes]
-        if wrong:
-            problems = Problems(f"column {self.labels!r}", DataError)
-            named = listing(f"{records.ids[r]} = {column[r]}" for r in wrong)
-            problems.add(
-                f"{len(wrong)} labels are outside 0..{self.num_classes - 1} ({named}); "
-                "map them to that range"
+        try:
+            labels = np.array([float(column[i]) for i in rows])
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"column {self.labels!r}: {error}; map labels to 0..{self.num_classes - 1}"
+            ) from error
+        fits = (labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels))
+        if not fits.all():
+            wrong = [row for row, fit in zip(rows, fits, strict=True) if not fit]
+            named = listing(f"{records.ids[row]} = {column[row]}" for row in wrong)
+            raise DataError(
+                f"column {self.labels!r}: {len(wrong)} labels are no integers in "
+                f"0..{self.num_classes - 1} ({named}); map them to that range"
             )
-            problems.raise_if_any()
-        return labels
+        return labels.astype(np.int64)
