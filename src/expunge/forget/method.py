@@ -63,6 +63,9 @@ class Given:
         forget: Records to forget.
         retain: Records to keep; ``None`` when the caller has none.
         fresh: Yields the model as it was before it saw any of these records; for retraining.
+        kept: Everything that the model was trained on but the forget set; for retraining. It may
+            hold records beside ``retain`` (test facts that no other method sees); ``retain`` when
+            absent.
         guard: Settings of the collapse guard; ``None`` turns it off.
     """
 
@@ -70,6 +73,7 @@ class Given:
     forget: Records
     retain: Records | None = None
     fresh: Callable[[], nn.Module] | None = None
+    kept: Records | None = None
     guard: GuardSettings | None = dataclasses.field(default_factory=GuardSettings)
 
 
@@ -123,6 +127,12 @@ class Sight:
         self._declared("reference_model")
         assert self._reference_model is not None
         return self._reference_model
+
+    @property
+    def kept(self) -> Records:
+        """Everything that the model was trained on but the forget set."""
+        self._declared("fresh")
+        return self.retain if self._given.kept is None else self._labelled(self._given.kept)
 
     def neutral(self, epoch: int) -> Records:
         """Return the forget records with uninformative answers, drawn anew each epoch."""

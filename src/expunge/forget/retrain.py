@@ -35,12 +35,13 @@ def retrain(model: nn.Module, sight: Sight, config: RetrainConfig) -> nn.Module:
     The result does not depend on the forget records at all.
 
     Source: Bourtoule et al., 2021 (SISA), section 3.
-    Needs: retain records with labels; the model from before training.
+    Needs: retain records with labels (all that was trained on but the forget set); the model from
+        before training.
     Units: nats per target position.
     Differs from the official code: there is none.
     """
     del model
-    streams = {"train": Stream(sight.retain)}
+    streams = {"train": Stream(sight.kept)}
     return sight.fit(
         sight.fresh(), streams, [likelihood(sight.task, "train")], config, guarded=False
     )

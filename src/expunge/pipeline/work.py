@@ -102,6 +102,7 @@ class Work:
             forget=self.dataset.train.select(self.sets.forget),
             retain=retain if len(retain) else None,
             fresh=(lambda: self.fresh_without(seed).model) if self.recipe.train else None,
+            kept=self.kept,
             guard=self.recipe.guard,
         )
 
