@@ -1,0 +1,155 @@
+"""``report.html``: one self-contained page that tells a run from its files, and its short form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expunge.core.files import write_text
+from expunge.report import narrative, plots
+from expunge.report.comparison import by_record_set, comparisons, overall
+from expunge.report.facts import EXAMPLES, REPORT, Facts, read_facts
+from expunge.report.losses import Losses, read_losses
+from expunge.report.rendering import render, require_libraries
+from expunge.report.wording import count, duration, number, one_line
+
+MAX_RECIPE_CHARACTERS = 20_000
+MAX_IDS = 100
+MAX_SUMMARY_NUMBERS = 5
+
+# The numbers of the short form with their record sets, in this order.
+_SUMMARY = (
+    ("forget_quality", "forget"),
+    ("probability", "forget"),
+    ("rouge_l", "forget"),
+    ("model_utility", ""),
+    ("average_gap", ""),
+    ("ua", "forget"),
+    ("ra", "retain"),
+    ("ta", "test"),
+    ("auc", "forget"),
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` of a run folder from its files; the same files give the same bytes.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: A library that pages are made with is not installed.
+        StorageError: The folder holds no finished run, or cannot be written.
+        IntegrityError: A file is truncated, or lacks something that a run writes.
+    """
+    require_libraries()
+    facts = read_facts(folder)
+    losses = read_losses(folder, facts.models)
+    compared = comparisons(facts.findings)
+    page = render(
+        "report.html",
+        facts=facts,
+        title=f"Unlearning report: {facts.plan.name}",
+        verdict=overall(compared),
+        verdict_line=narrative.verdict_line(compared),
+        summary=narrative.summary(facts, compared),
+        guard=narrative.guard_sentence(facts),
+        limits=narrative.limits(facts, compared),
+        groups=by_record_set(compared),
+        recipe=_shortened(facts.recipe_text),
+        forgotten=facts.sets.forget[:MAX_IDS],
+        longest=max(facts.timing.values(), default=0.0),
+        examples=EXAMPLES if facts.has_examples else None,
+        curves=_curves(facts),
+        plane=_plane(compared),
+        distributions=_distributions(losses),
+    )
+    path = folder / REPORT
+    write_text(path, page)
+    return path
+
+
+def summary_lines(folder: Path) -> list[str]:
+    """Return the run in about ten lines for a terminal.
+
+    Args:
+        folder: The run folder, with its report written.
+
+    Raises:
+        StorageError: The folder holds no finished run.
+        IntegrityError: A file is truncated, or lacks something that a run writes.
+    """
+    facts = read_facts(folder)
+    compared = comparisons(facts.findings)
+    counts = facts.plan.data.counts
+    rows = [
+        (
+            "forgotten",
+            f"{count(counts.get('forget', 0), 'record')} of {facts.plan.data.name}, "
+            f"by {facts.plan.method.name} from {facts.plan.model.name}; "
+            f"{counts.get('retain', 0)} retained",
+        ),
+    ]
+    by_name = {(one.after.metric, one.after.record_set): one for one in compared}
+    listed = [by_name[name] for name in _SUMMARY if name in by_name]
+    for one in (listed or compared)[:MAX_SUMMARY_NUMBERS]:
+        unit = one.after.unit
+        before = number(one.before.value if one.before else None, unit)
+        ceiling = f" (retrained {number(one.retrained, unit)})" if one.retrained is not None else ""
+        rows.append((one.label, f"{before} -> {number(one.after.value, unit)}{ceiling}"))
+    rows += [
+        ("guard", narrative.guard_sentence(facts)),
+        ("verdict", narrative.verdict_line(compared)),
+        ("time", duration(sum(facts.timing.values()))),
+        ("report", str(folder / REPORT)),
+    ]
+    lines = [(one_line(label), one_line(text)) for label, text in rows]
+    width = max(len(label) for label, _ in lines)
+    return [f"{label:<{width}}  {text}" for label, text in lines]
+
+
+def _curves(facts: Facts) -> dict[str, Any] | None:
+    drawn = plots.loss_curves(facts.histories)
+    if drawn is None:
+        return None
+    rows = [
+        (name, term, len(values), values[0], values[len(values) // 2], values[-1])
+        for name, history in facts.histories.items()
+        for term, values in plots.terms(history).items()
+    ]
+    return {"svg": drawn, "rows": rows}
+
+
+def _plane(compared: list[Any]) -> dict[str, Any] | None:
+    pair = plots.plane_numbers(compared)
+    if pair is None:
+        return None
+    return {
+        "svg": plots.forget_utility_plane(pair),
+        "labels": [one.after.title for one in pair],
+        "points": [point[1:] for point in plots.plane_points(pair)],
+    }
+
+
+def _distributions(losses: Losses) -> dict[str, Any] | None:
+    edges = plots.loss_bins(losses, "forget")
+    if edges is None:
+        return None
+    rows = [
+        (record_set, subject, len(values), *np.quantile(values, [0.25, 0.5, 0.75]).tolist())
+        for record_set in dict.fromkeys(name for sets in losses.values() for name in sets)
+        for subject, sets in losses.items()
+        if len(values := sets.get(record_set, np.empty(0)))
+    ]
+    return {"svg": plots.loss_distributions(losses, "forget", edges), "rows": rows}
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_RECIPE_CHARACTERS:
+        return text
+    return text[:MAX_RECIPE_CHARACTERS] + "\n[the rest is in recipe.yaml]\n"

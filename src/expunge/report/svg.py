@@ -1,0 +1,97 @@
+"""A matplotlib figure as inline SVG: same bytes for same input, colours from the page's style.
+
+The text of a figure stays text, so that it can be read aloud, searched and scaled; what matplotlib
+adds for files of their own (document type, name spaces, group ids, style rules) is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+# Colours that stand for CSS variables of the page: drawn as these, replaced afterwards.
+COLOURS: Mapping[str, str] = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "line": "#030303",
+    "before": "#040404",
+    "after": "#050505",
+    "reference": "#060606",
+}
+
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@contextmanager
+def drawing(salt: str) -> Iterator[None]:
+    """Set the look of figures that are made and saved inside the block.
+
+    Args:
+        salt: Name of the figure; keeps the ids of two figures on one page apart.
+    """
+    from matplotlib import rc_context, rcdefaults, rcParams
+
+    with rc_context(), warnings.catch_warnings():
+        rcdefaults()  # a user's own style file must not change a report
+        rcParams.update({**_SETTINGS, "svg.hashsalt": salt})
+        # A title in a script that the measuring font lacks is drawn by the reader's own fonts.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def inline_svg(figure: Figure, alt: str) -> Markup:
+    """Return a figure as an SVG element.
+
+    Args:
+        figure: The figure, inside ``drawing``.
+        alt: What a reader who cannot see it is told.
+    """
+    from markupsafe import Markup, escape
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r"font-family: [^;\"<]*;? ?", "", text)
+    text = re.sub(r"font: ([\d.]+px)[^;\"<]*", r"font-size: \1", text)
+    text = re.sub(r' (transform="rotate\(-0 [^"]*"|xmlns(:xlink)?="[^"]*"|version="1.1")', "", text)
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    label = escape(alt)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))

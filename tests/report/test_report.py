@@ -1,0 +1,188 @@
+import itertools
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from expunge.core.errors import ConfigError
+from expunge.core.files import read_json, write_json
+from expunge.report.examples import write_examples
+from expunge.report.report import summary_lines, write_report
+
+VOID = {"meta", "link", "br", "use", "path"}
+
+
+class Page(HTMLParser):
+    """Collects elements and attributes, and checks that every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def written(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_small_and_loads_nothing(run_folder):
+    text = written(run_folder)
+    assert len(text.encode()) < 1_000_000
+    page = Page(text)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base"}
+    (policy,) = [
+        a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    assert page.all("link") == [{"rel": "icon", "href": "data:,"}]
+    loading = [v for _, a in page.elements for k, v in a.items() if k in ("src", "href")]
+    assert all(v == "data:," for v in loading if not v.startswith("#"))
+    assert not re.search(r"@import|url\((?!#)|http://|https://", text)
+
+
+def test_a_table_stands_behind_every_chart(run_folder):
+    text = written(run_folder)
+    assert text.count("<svg") == text.count("Table behind this chart") == 3
+    page = Page(text)
+    assert all(a.get("aria-label") for a in page.all("svg"))
+    assert all(a.get("scope") for a in page.all("th"))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_what_a_reader_must_find(language_run):
+    words = " ".join(" ".join(Page(written(language_run)).text).split())
+    for phrase in (
+        "Every bound fixed beforehand was met",
+        "by author , count 3",
+        "Negative Preference Optimization (Zhang et al., COLM 2024)",
+        "expunge run demo/recipe.yaml --out demo-again",
+        "within noise",
+        "0.837 to 1.023",
+        "bound 0.050",
+        "World facts",
+        "ab" * 32,
+        "train-00014",
+        "2 min 45 s",
+        "torch",
+    ):
+        assert phrase in words, phrase
+
+
+def test_the_same_files_give_the_same_bytes(run_folder):
+    first = written(run_folder)
+    code = "import sys, pathlib; from expunge.report.report import write_report as w; "
+    code += "w(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
+    other = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, env=other)
+    assert (run_folder / "report.html").read_text(encoding="utf-8") == first
+
+
+def test_the_report_names_no_path_of_this_machine(run_folder):
+    assert str(run_folder.parent) not in written(run_folder)
+
+
+def test_the_link_to_examples_exists_only_with_them(language_run, example_rows):
+    assert "examples.html" not in written(language_run)
+    write_examples(language_run, example_rows)
+    assert '<a href="examples.html">' in written(language_run)
+
+
+def test_a_run_without_audits_references_or_histories_has_a_report(language_run):
+    for path in [*(language_run / "history").iterdir(), *(language_run / "scores").iterdir()]:
+        path.unlink()
+    (language_run / "scores").rmdir()
+    write_json(language_run / "findings.json", [])
+    models = read_json(language_run / "models.json")
+    write_json(language_run / "models.json", {name: models[name] for name in ("before", "after")})
+    text = written(language_run)
+    assert "Not audited: nothing was measured" in text
+    assert "<svg" not in text
+
+
+def test_a_long_recipe_and_many_ids_do_not_swell_the_page(language_run):
+    recipe = language_run / "recipe.yaml"
+    ids = "\n".join(f"  - train-{i:06d}" for i in range(50_000))
+    recipe.write_text(f"request:\n ids:\n{ids}\nguard: null\n")
+    sets = read_json(language_run / "sets.json")
+    sets["forget"] = [f"train-{i:06d}" for i in range(50_000)]
+    write_json(language_run / "sets.json", sets)
+    text = written(language_run)
+    assert len(text) < 200_000
+    assert "the rest is in recipe.yaml" in text
+    assert "49900 more in sets.json" in text
+
+
+def test_the_summary_of_a_language_model_in_ten_lines(language_run):
+    lines = summary_lines(language_run)
+    assert len(lines) == 10
+    assert lines[0].startswith("forgotten ")
+    assert "15 records of people, by npo from smollm2; 45 retained" in lines[0]
+    assert lines[1].endswith("1.2e-07 -> 0.390 (retrained 0.990)")
+    assert lines[4].startswith("Model utility ")
+    assert lines[5].endswith("0.990 -> 0.560 (retrained 0.525)")
+    assert lines[-1].endswith("report.html")
+
+
+def test_the_summary_of_a_classifier(classifier_run):
+    lines = summary_lines(classifier_run)
+    assert [line.partition("  ")[0] for line in lines[1:5]] == [
+        "Average gap to retraining",
+        "Unlearning accuracy",
+        "Retaining accuracy",
+        "Test accuracy",
+    ]
+    assert lines[1].endswith("3.2 points -> 0.9 points (retrained 0.6 points)")
+
+
+def test_the_summary_shows_the_numbers_of_any_audit(language_run):
+    findings = read_json(language_run / "findings.json")
+    foreign = [{**f, "audit": "theirs", "metric": "score"} for f in findings[:4]]
+    write_json(language_run / "findings.json", foreign)
+    assert any("Probability of the true answer" in line for line in summary_lines(language_run))
+
+
+@pytest.mark.parametrize("missing", ["before", "reference"])
+def test_a_comparison_with_a_side_missing_is_drawn(language_run, missing):
+    findings = read_json(language_run / "findings.json")
+    kept = [
+        {**f, "reference": None if missing == "reference" else f["reference"]}
+        for f in findings
+        if f["subject"] != missing
+    ]
+    write_json(language_run / "findings.json", kept)
+    assert "n/a" in written(language_run)
+
+
+def test_without_the_libraries_the_message_has_the_command(language_run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"jinja2 and matplotlib; .* pip install 'expunge\[report"
+    ):
+        write_report(language_run)
