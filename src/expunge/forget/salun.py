@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import nn
 
 from expunge.core.config import config
 from expunge.engine.masks.mask import Mask
+from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.forget.method import Sight, method
 from expunge.forget.random_label import RandomLabelConfig, random_label
@@ -15,8 +19,13 @@ from expunge.forget.random_label import RandomLabelConfig, random_label
 class SalUnConfig(RandomLabelConfig):
     """Settings of SalUn. Any other method takes the same mask through its own ``scope.mask``."""
 
+    # Descriptions are not inherited, so every setting stands here.
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the retain term (α)."""
     scope: Scope = Scope(mask=Mask(by="saliency", fraction=0.5))
     """Which weights may move: half of them, by saliency (s = 0.5)."""
+    schedule: Schedule = RandomLabelConfig().schedule
+    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set."""
 
 
 @method(

@@ -1,0 +1,107 @@
+"""A program, run by the conformance suite: kill every method with SIGKILL, resume it, compare.
+
+Each run is a forked process. It kills itself at one of the moments where a file is opened, written
+or renamed, so that torn states are met on purpose. Prints JSON: for each method the digest of an
+undisturbed run, and of the run resumed after each kill.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.core import files
+from expunge.core.records import Records
+from expunge.core.run import Run
+from expunge.core.streams import stream
+from expunge.engine.tasks.classifier import Classifier
+from expunge.engine.weights import state_digest
+from expunge.forget.method import Given, apply, methods
+
+KILLS = 3
+
+
+def forked(function, *arguments):
+    """Run a function in a process of its own; return its result, or the signal that ended it."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        with os.fdopen(write, "w") as pipe:
+            json.dump(function(*arguments), pipe)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else json.loads(answer)
+
+
+def work(name, folder, die_at):
+    """Apply a method; return its result's digest and the number of moments at which it might die.
+
+    Args:
+        name: The method.
+        folder: Where checkpoints lie.
+        die_at: The moment at which to die; -1 for never.
+    """
+    moments = 0
+
+    def count(operation, path):
+        nonlocal moments
+        if moments == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        moments += 1
+
+    files.fault_hook = count
+    draw = np.random.default_rng(0)
+    records = Records(
+        tuple(f"r{i}" for i in range(24)),
+        {"x": draw.normal(size=(24, 6)).astype(np.float32), "y": draw.integers(3, size=24)},
+    )
+    forget, retain = records.take(range(8)), records.take(range(8, 24))
+    settings = {}
+    if hasattr(methods.get(name).config(), "schedule"):
+        settings = {"schedule": {"epochs": 3, "batch_size": 4, "lr": 1e-3}}
+    given = Given(Classifier(3), forget, retain, fresh=model)
+    result = apply(name, model(), given, Run(folder=folder, checkpoint_every=2), settings)
+    return [state_digest(result.model), moments]
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def main():
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)  # a process with threads must not be forked
+    # torch imports much of itself on first use; once here saves it in every child.
+    warm = nn.Parameter(torch.zeros(1))
+    torch.optim.AdamW([warm]).zero_grad()
+    found = {}
+    for info in methods:
+        if "classifier" not in info.kinds:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            whole, moments = forked(work, info.name, Path(scratch) / "whole", -1)
+            resumed = []
+            for kill in range(min(KILLS, moments)):
+                folder = Path(scratch) / f"killed-{kill}"
+                at = int(stream(0, "kill", info.name, kill).integers(moments))
+                ended = forked(work, info.name, folder, at)
+                digest, _ = forked(work, info.name, folder, -1)
+                resumed.append({"at": at, "ended": ended, "digest": digest})
+        found[info.name] = {"whole": whole, "moments": moments, "resumed": resumed}
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
