@@ -1,10 +1,8 @@
-import dataclasses
-
 import pytest
 
 from expunge.core.errors import IntegrityError
 from expunge.core.finding import Finding
-from expunge.report.comparison import by_record_set, comparisons, overall
+from expunge.report.comparison import by_record_set, comparisons, overall, remarks
 from expunge.report.facts import read_facts
 
 
@@ -61,7 +59,7 @@ def test_a_number_without_the_new_model_is_refused():
         comparisons([found("before")])
 
 
-def test_notes_are_told_once():
-    note = "few records"
-    (one,) = comparisons([found(note=note), dataclasses.replace(found("before"), note=note)])
-    assert one.notes == (note,)
+def test_a_remark_is_told_once_for_all_its_numbers():
+    told = [found(metric=m, title=f"{m} (x)", note="few records") for m in ("p", "log p")]
+    compared = comparisons([*told, found("before", metric="p", note="of before"), found()])
+    assert remarks(compared) == {"few records": ["p", "log p"]}

@@ -35,7 +35,7 @@ def test_the_summary_tells_the_story_in_at_most_eight_sentences(facts):
     assert "remove the influence of 15 records and keep that of 45 in a language model" in text
     assert "npo changed the model for 60 steps, and 2 models retrained" in text
     assert "1.2e-07 before, 0.390 after, 0.990 for retrained models" in text
-    assert "98 % of before is left" in text
+    assert "98 % of the value before" in text
     assert "0.560 after, 0.525 for retrained models; closer to retraining than before" in text
     assert "Bounds fixed before forgetting: 2 met." in text
 

@@ -15,6 +15,7 @@ from expunge.report.plots import (
     loss_distributions,
     plane_numbers,
     plane_points,
+    terms,
 )
 
 
@@ -37,6 +38,14 @@ def test_curves_name_every_loop(facts):
 
 def test_no_steps_no_curves():
     assert loss_curves({"forget": History([])}) is None
+
+
+def test_terms_that_take_turns_are_followed_over_their_own_steps():
+    steps = [{"step": 1, "lr": 0.1, "forget": 3.0}, {"step": 2, "retain": 1.0}]
+    found = terms(History([*steps, {"step": 3, "forget": 2.0}]))
+    assert found["forget"].steps.tolist() == [1, 3]
+    assert found["forget"].values.tolist() == [3.0, 2.0]
+    assert found["retain"].steps.tolist() == [2]
 
 
 def test_long_histories_are_averaged_over_spans():

@@ -87,6 +87,7 @@ def test_what_a_reader_must_find(language_run):
         "0.837 to 1.023",
         "bound 0.050",
         "World facts",
+        "Forget quality: only 15 records",
         "ab" * 32,
         "train-00014",
         "2 min 45 s",
@@ -161,6 +162,14 @@ def test_the_summary_of_a_classifier(classifier_run):
     assert lines[1].endswith("3.2 points -> 0.9 points (retrained 0.6 points)")
 
 
+def test_the_summary_says_why_a_number_is_missing(language_run):
+    findings = read_json(language_run / "findings.json")
+    gone = {"value": None, "interval": None, "reference": None, "note": "no held-out records"}
+    none = [{**f, **gone} if f["metric"] == "auc" else f for f in findings]
+    write_json(language_run / "findings.json", none)
+    assert summary_lines(language_run)[5].endswith("n/a: no held-out records")
+
+
 def test_the_summary_shows_the_numbers_of_any_audit(language_run):
     findings = read_json(language_run / "findings.json")
     foreign = [{**f, "audit": "theirs", "metric": "score"} for f in findings[:4]]
@@ -182,7 +191,5 @@ def test_a_comparison_with_a_side_missing_is_drawn(language_run, missing):
 
 def test_without_the_libraries_the_message_has_the_command(language_run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"jinja2 and matplotlib; .* pip install 'expunge\[report"
-    ):
+    with pytest.raises(ConfigError, match=r"matplotlib; .* pip install 'expunge\[report"):
         write_report(language_run)

@@ -62,7 +62,10 @@ def test_names_in_a_readers_words():
 def test_a_long_list_is_counted_and_nested_settings_are_flat():
     assert shortened([1, 2]) == "1, 2"
     assert shortened(list(range(20))).endswith("11 (+8 more)")
-    assert shortened({"kind": "nll", "of": {"a": [1, 2]}}) == "kind: nll, of: a: 1, 2"
+    assert (
+        shortened({"kind": "nll", "of": {"a": [1, 2], "b": None, "c": []}})
+        == "kind: nll, of: a: 1, 2"
+    )
 
 
 def test_characters_that_reorder_or_control_are_shown():

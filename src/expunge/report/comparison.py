@@ -53,12 +53,6 @@ class Comparison:
             return False
         return abs(self.gap) <= self.noise_floor
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the number does not show, each remark once, the one on the new model first."""
-        told = [self.after, *([self.before] if self.before else [])]
-        return tuple(dict.fromkeys(found.note for found in told if found.note))
-
 
 def comparisons(findings: Iterable[Finding]) -> list[Comparison]:
     """Group findings by number, in the order in which the audits report them.
@@ -90,6 +84,15 @@ def by_record_set(compared: Sequence[Comparison]) -> dict[str, list[Comparison]]
     further = sorted(names - {*SET_ORDER, ""})
     order = [name for name in (*SET_ORDER, *further, "") if name in names]
     return {name: [one for one in compared if one.after.record_set == name] for name in order}
+
+
+def remarks(compared: Iterable[Comparison]) -> dict[str, list[str]]:
+    """Return what some numbers do not show: each remark with the numbers that it is about."""
+    told: dict[str, list[str]] = {}
+    for one in compared:
+        if one.after.note:
+            told.setdefault(one.after.note, []).append(one.label)
+    return told
 
 
 def overall(compared: Iterable[Comparison]) -> Verdict:

@@ -31,7 +31,9 @@ def verdict_line(compared: Sequence[Comparison]) -> str:
     """Return the outcome over all bounds in one line."""
     if not compared:
         return "Not audited: nothing was measured"
-    return _VERDICTS[overall(compared)]
+    line = _VERDICTS[overall(compared)]
+    bounds = sum(one.after.threshold is not None for one in compared)
+    return f"{line} ({bounds} of {len(compared)} numbers have one)" if bounds else line
 
 
 def headlines(compared: Sequence[Comparison]) -> list[Comparison]:
@@ -204,4 +206,4 @@ def _share(one: Comparison) -> str:
     if one.after.record_set == "forget" or one.after.direction != "higher" or not before:
         return ""
     assert one.after.value is not None  # the caller has written it
-    return f", {100 * one.after.value / before:.0f} % of before is left"
+    return f", {100 * one.after.value / before:.0f} % of the value before"

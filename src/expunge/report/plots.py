@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,24 @@ _LABELS = {"before": "before", "after": "after", "reference": "retrained"}
 _DASHES = {"before": "-", "after": "-", "reference": "--"}
 
 
-def terms(history: History) -> dict[str, np.ndarray]:
-    """Return the loss terms of a training loop by name, each with one value per step."""
-    names = [name for name in (history.steps[0] if history.steps else {}) if name not in _NOT_TERMS]
-    return {
-        name: np.array([step.get(name, np.nan) for step in history.steps]) for name in sorted(names)
-    }
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A loss term of one training loop.
+
+    Attributes:
+        steps: The steps that had the term; where streams are read in turn, not every step has.
+        values: Its value at each of them.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def terms(history: History) -> dict[str, Curve]:
+    """Return the loss terms of a training loop by name."""
+    names = sorted({name for step in history.steps for name in step} - {*_NOT_TERMS})
+    points = {name: [(s["step"], s[name]) for s in history.steps if name in s] for name in names}
+    return {name: Curve(*np.array(found).T) for name, found in points.items()}
 
 
 def loss_curves(histories: Mapping[str, History]) -> Markup | None:
@@ -47,11 +60,11 @@ def loss_curves(histories: Mapping[str, History]) -> Markup | None:
     """
     forgetting = terms(histories["forget"]) if "forget" in histories else {}
     lines = [
-        [(name, _role(name), values) for name, values in forgetting.items()],
+        [(name, _role(name), curve) for name, curve in forgetting.items()],
         [
-            (subject_words("before" if name == "train" else name), _role(name), values)
+            (subject_words("before" if name == "train" else name), _role(name), curve)
             for name, history in _training(histories)
-            for values in terms(history).values()
+            for curve in terms(history).values()
         ],
     ]
     panels = [
@@ -66,8 +79,8 @@ def loss_curves(histories: Mapping[str, History]) -> Markup | None:
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, drawn) in zip(grid, panels, strict=True):
             axes.set(title=title, xlabel="step", ylabel="loss")
-            for name, role, values in drawn:
-                _line(axes, *_thinned(values), name, role)
+            for name, role, curve in drawn:
+                _line(axes, curve, name, role)
             axes.legend()
         return inline_svg(figure, "Line plot of the loss by step while forgetting and training.")
 
@@ -108,7 +121,7 @@ def forget_utility_plane(pair: tuple[Comparison, Comparison]) -> Markup:
         axes.margins(0.15)
         # A range of a few thousandths would make noise look like damage.
         best, worst = max(x for *_, x, _ in points), min(x for *_, x, _ in points)
-        axes.set_xlim(min(0.75 * best, 0.95 * worst), 1.1 * best)
+        axes.set_xlim(min(0.75 * best, worst) - 0.05 * best, 1.1 * best)
         for role, marker in _MARKERS.items():
             here = [(x, y) for of, _, x, y in points if of == role]
             if here:
@@ -156,7 +169,8 @@ def loss_distributions(losses: Losses, record_set: str, edges: np.ndarray) -> Ma
         figure = _figure(8, 3)
         axes = figure.subplots()
         axes.set(xscale="log", xlabel="loss per target (nats)", ylabel="share of records (%)")
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xticks(edges[::4], [f"{edge:.2g}" for edge in edges[::4]])
+        axes.minorticks_off()
         for role, parts in pooled.items():
             if parts:
                 counts, _ = np.histogram(_within(np.concatenate(parts), edges), edges)
@@ -196,18 +210,12 @@ def _role(name: str) -> str:
     return {"train": "before", "retain": "before", "before": "before"}.get(name, "after")
 
 
-def _line(axes: Any, x: np.ndarray, y: np.ndarray, name: str, role: str) -> None:
-    style = _DASHES[role]
-    axes.plot(x, y, style, color=COLOURS[role], label=clean(name))
+def _line(axes: Any, curve: Curve, name: str, role: str) -> None:
+    x, y = _thinned(curve.steps), _thinned(curve.values)
+    axes.plot(x, y, _DASHES[role], color=COLOURS[role], label=clean(name))
 
 
-def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return step numbers and values, averaged over at most ``MAX_POINTS`` spans."""
-    steps = np.arange(1, len(values) + 1)
-    if len(values) <= MAX_POINTS:
-        return steps, values
-    spans = np.array_split(np.arange(len(values)), MAX_POINTS)
-    return (
-        np.array([steps[span].mean() for span in spans]),
-        np.array([values[span].mean() for span in spans]),
-    )
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Return values averaged over at most ``MAX_POINTS`` equal spans."""
+    spans = np.array_split(values, min(len(values), MAX_POINTS))
+    return np.array([span.mean() for span in spans])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError
 from expunge.report import wording
+from expunge.report.comparison import remarks
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -60,7 +61,8 @@ def _environment() -> Environment:
         numbers=wording.numbers,
         interval=wording.interval,
         duration=wording.duration,
-        shortened=wording.shortened,
+        given=wording.given,
+        remarks=remarks,
         set_words=wording.set_words,
         verdict_words=wording.verdict_words,
         subject_words=wording.subject_words,

@@ -98,6 +98,9 @@ def summary_lines(folder: Path) -> list[str]:
     by_name = {(one.after.metric, one.after.record_set): one for one in compared}
     listed = [by_name[name] for name in _SUMMARY if name in by_name]
     for one in (listed or compared)[:MAX_SUMMARY_NUMBERS]:
+        if one.after.value is None:
+            rows.append((one.label, f"{number(None)}: {one.after.note}"))
+            continue
         unit = one.after.unit
         before = number(one.before.value if one.before else None, unit)
         ceiling = f" (retrained {number(one.retrained, unit)})" if one.retrained is not None else ""
@@ -120,7 +123,7 @@ def _curves(facts: Facts) -> dict[str, Any] | None:
     rows = [
         (name, term, len(values), values[0], values[len(values) // 2], values[-1])
         for name, history in facts.histories.items()
-        for term, values in plots.terms(history).items()
+        for term, values in ((t, curve.values) for t, curve in plots.terms(history).items())
     ]
     return {"svg": drawn, "rows": rows}
 

@@ -77,10 +77,20 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def given(settings: Mapping[str, object]) -> dict[str, str]:
+    """Write settings, those that are not given left out."""
+    written = {
+        str(name).replace("_", " "): shortened(value)
+        for name, value in settings.items()
+        if value is not None
+    }
+    return {name: text for name, text in written.items() if text}
+
+
 def shortened(value: object) -> str:
     """Write a setting; of a long list the first few items and how many more there are."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {shortened(item)}" for name, item in value.items())
+        return ", ".join(f"{name}: {text}" for name, text in given(value).items())
     return listing(value, MAX_ITEMS) if isinstance(value, list | tuple) else str(value)
 
 
