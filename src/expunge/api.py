@@ -194,7 +194,12 @@ def _ids(wanted: Iterable[int | str], data: Dataset) -> tuple[str, ...]:
         if isinstance(item, str):
             ids.append(item)
             continue
-        row = int(item)
+        row = item.item() if hasattr(item, "item") else item  # numbers of numpy and torch
+        if isinstance(row, bool) or not isinstance(row, int):
+            raise DataError(
+                f"forget: {item!r} is neither a row number nor a record id; give numbers such as "
+                "[3, 17] (of a mask, its numpy.flatnonzero)"
+            )
         if not 0 <= row < len(data.train):
             raise DataError(
                 f"forget: row {row} does not exist; the training data have rows 0 to "

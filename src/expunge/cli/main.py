@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 INTERRUPTED = 3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 app = typer.Typer(
     name="expunge",
@@ -56,8 +55,7 @@ def run(
     if dry_run:
         _say(plan_lines(parsed, folder))
         return
-    with _cancelled_by_ctrl_c() as watch:
-        _finish(execute(parsed, folder, watch=watch))
+    _finish(execute(parsed, folder, watch=_cancel_on_signal))
 
 
 @app.command()
@@ -77,8 +75,7 @@ def forget(
     recipe = forget_recipe(
         model=model, forget=forget, retain=retain, method=method, seed=seed, changes=set_ or []
     )
-    with _cancelled_by_ctrl_c() as watch:
-        _finish(execute(recipe, out, watch=watch))
+    _finish(execute(recipe, out, watch=_cancel_on_signal))
 
 
 @app.command()
@@ -115,8 +112,7 @@ def audit(
         seed=seed,
         changes=set_ or [],
     )
-    with _cancelled_by_ctrl_c() as watch:
-        _finish(execute(recipe, out, watch=watch))
+    _finish(execute(recipe, out, watch=_cancel_on_signal))
 
 
 @app.command()
@@ -140,11 +136,13 @@ def purge(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 def main() -> None:
     """Run the command line; a wrong input is one message and exit code 2, never a traceback."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
     try:
         app(standalone_mode=True)
     except Interrupted as error:
         _fail(error, INTERRUPTED)
-    except ExpungeError as error:
+    except (ExpungeError, OSError) as error:
         _fail(error, BAD_INPUT)
 
 
@@ -164,17 +162,17 @@ def _finish(folder: Path) -> None:
     _say(summary_lines(folder))
 
 
-@contextmanager
-def _cancelled_by_ctrl_c() -> Iterator[Any]:
-    """Yield a function that makes Ctrl-C and SIGTERM end a run in a resumable state."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stop(*_: Any) -> NoReturn:
+    raise Interrupted("cancelled before the work began; start again")
 
-    def watch(run: Run) -> None:
-        for number in before:
-            signal.signal(number, lambda *_: run.cancel())
 
-    try:
-        yield watch
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _cancel_on_signal(run: Run) -> None:
+    """Let Ctrl-C and SIGTERM end a run in a resumable state; a second one ends it at once."""
+
+    def cancel(*_: Any) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        run.cancel()
+
+    for number in _SIGNALS:
+        signal.signal(number, cancel)

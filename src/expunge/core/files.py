@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 from expunge.core.errors import DataError, IntegrityError, StorageError
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
-_TEMPORARY = ".partial"
+PARTIAL = ".partial"
+"""Ending of a file or folder that is being written; after a crash it may stay behind."""
+PROBE = ".write-probe"
 
 
 def _no_fault(operation: str, path: Path) -> None:
@@ -40,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: The folder is not writable, the disk is full, or the like.
     """
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = path.with_name(path.name + PARTIAL)
     try:
         fault_hook("open", path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +55,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot write {path}: {reason}; free space or choose another folder with --out"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):  # absent, or in a folder that is none; the error above says more
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty sibling of ``path`` that replaces it when the block ends without error.
+
+    Args:
+        path: The folder to write; what it held before is gone afterwards.
+
+    Yields:
+        The temporary folder, to be filled by the block.
+
+    Raises:
+        StorageError: The place is not writable, the disk is full, or the like.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    replaced = path.with_name(path.name + ".replaced")
+    try:
+        fault_hook("open", path)
+        remove_tree(temporary)
+        temporary.mkdir(parents=True)
+        yield temporary
+        fault_hook("write", path)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        fault_hook("rename", path)
+        remove_tree(replaced)
+        if path.exists():  # a folder that holds files cannot be renamed over
+            path.rename(replaced)
+        temporary.rename(path)
+        _sync(path.parent)
+        remove_tree(replaced)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise _cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            remove_tree(temporary)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -171,11 +209,18 @@ def safe_join(root: Path, *names: str) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder, file or link that may not exist; what a link points to stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Delete a folder, file or link that may not exist; what a link points to stays.
+
+    Raises:
+        StorageError: It cannot be deleted.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot delete {path}: {error.strerror or error}") from error
 
 
 def require_writable(folder: Path) -> None:
@@ -184,7 +229,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         StorageError: They cannot.
     """
-    probe = folder / ".write-probe"
+    probe = folder / PROBE
     write_bytes(probe, b"")
     probe.unlink()
 
@@ -198,6 +243,13 @@ def _cut_torn_line(file: BinaryIO) -> None:
         return
     file.seek(0)
     file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    reason = error.strerror or str(error)
+    return StorageError(
+        f"cannot write {path}: {reason}; free space or choose another folder with --out"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -82,7 +82,11 @@ class Checkpoints:
             "digest": digest_file(self.folder / name),
             "state": dataclasses.asdict(state),
         }
-        head = {"key": self.key, "newest": newest, "good": newest if good else self._head()["good"]}
+        head: dict[str, Any] = {
+            "key": self.key,
+            "newest": newest,
+            "good": newest if good else self._head()["good"],
+        }
         write_json(self.folder / HEAD, {**head, "seal": digest_json(head)})
         for old in self.folder.glob("state-*.safetensors"):
             if old.name not in (name, head["good"]["file"]):

@@ -76,6 +76,20 @@ def read_language_model(name: str, dtype: Dtype = "float32") -> tuple[nn.Module,
     return model.eval(), tokenizer
 
 
+def write_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer so that transformers opens the folder.
+
+    Raises:
+        StorageError: The weights cannot be written.
+    """
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:
+        raise StorageError(f"cannot write the weights of a model: {error}; free space") from error
+
+
 def causal_lm_task(tokenizer: Any, dataset: Dataset, template: Template | None) -> CausalLM:
     """Return the task of a language model on a data set.
 

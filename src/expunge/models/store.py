@@ -12,12 +12,11 @@ from typing import Any
 
 from expunge.core.config import parse, to_json
 from expunge.core.errors import IntegrityError, UnsupportedModelError
-from expunge.core.files import read_json, write_json
+from expunge.core.files import atomic_folder, read_json, write_json
 from expunge.data.dataset import NOTHING, Dataset
 from expunge.engine.tasks.causal_lm import CausalLM, Template
 from expunge.engine.weights import WEIGHTS, load_into, load_tensors, save_tensors
-from expunge.models.folder import atomic_folder
-from expunge.models.language import quiet, read_language_model
+from expunge.models.language import read_language_model, write_language_model
 from expunge.models.source import Loaded, model_sources
 
 ARCHITECTURE = "architecture.json"
@@ -49,9 +48,7 @@ def save_model(loaded: Loaded, folder: Path, lineage: Mapping[str, Any] | None =
         if isinstance(loaded.task, CausalLM):
             record["template"] = to_json(loaded.task.template)
             record["refusals"] = list(loaded.task.refusals)
-            with quiet():
-                loaded.model.save_pretrained(temporary)  # type: ignore[operator]
-            loaded.tokenizer.save_pretrained(temporary)
+            write_language_model(loaded.model, loaded.tokenizer, temporary)
         else:
             save_tensors(loaded.model.state_dict(), temporary / WEIGHTS)
         write_json(temporary / ARCHITECTURE, record)

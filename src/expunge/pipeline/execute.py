@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,12 +12,21 @@ from filelock import FileLock, Timeout
 
 from expunge.core.digest import digest_json
 from expunge.core.errors import ConfigError, IntegrityError
-from expunge.core.files import remove_tree, require_writable, write_json
+from expunge.core.files import PARTIAL, PROBE, remove_tree, require_writable, write_json
 from expunge.core.run import Run
-from expunge.forget.method import check_needs
 from expunge.pipeline import steps
-from expunge.pipeline.recipe import Recipe, recipe_json
-from expunge.pipeline.work import RECIPE, Work, num_references, plan, prepare, record
+from expunge.pipeline.recipe import Recipe, decisive
+from expunge.pipeline.work import (
+    RECIPE,
+    Work,
+    check_models,
+    num_references,
+    plan,
+    prepare,
+    record,
+)
+
+LOCK = ".lock"
 
 
 def execute(
@@ -44,9 +52,11 @@ def execute(
             far are whole, and the run can be resumed.
     """
     _require_run_folder(folder)
-    with _locked(folder):
-        work = prepare(recipe, folder, quiet=quiet, watch=watch)
-        outputs = _work(work)
+    work = prepare(recipe, folder, quiet=quiet, watch=watch)
+    base = check_models(work)
+    with _locked(folder):  # nothing is written before everything has been checked
+        record(work)
+        outputs = _work(work, base)
         _close(work, outputs)
     return folder
 
@@ -57,11 +67,10 @@ def plan_lines(recipe: Recipe, folder: Path) -> list[str]:
     Raises:
         ExpungeError: What would also end a real run before its first step.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        work = prepare(recipe, Path(scratch), quiet=True, watch=None)
-        if work.method is not None:
-            check_needs(*work.method, work.given(work.fresh(recipe.seed)))
-        told = plan(work)
+    _require_run_folder(folder)
+    work = prepare(recipe, folder, quiet=True, watch=None)
+    check_models(work)
+    told = plan(work)
     counts = ", ".join(f"{count} {role}" for role, count in told["data"]["counts"].items())
     training = f"{recipe.train.epochs} epochs" if recipe.train else "none, the model comes trained"
     return [
@@ -76,15 +85,19 @@ def plan_lines(recipe: Recipe, folder: Path) -> list[str]:
     ]
 
 
-def _work(work: Work) -> dict[str, dict[str, Any]]:
-    base = record(work)
+def _work(work: Work, base: str) -> dict[str, dict[str, Any]]:
+    def step(
+        name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        work.run.check()
+        return work.journal.step(name, inputs, make)
+
     common = {
-        "recipe": recipe_json(work.recipe),
+        "recipe": decisive(work.recipe),
         "data": work.dataset.digest(),
         "sets": work.sets.digest(),
         "base": base,
     }
-    step = work.journal.step
     outputs = {"before": step("train", common, lambda: steps.train(work))}
     count = num_references(work.recipe)
     trained = count - len(work.recipe.given_references)
@@ -102,13 +115,10 @@ def _work(work: Work) -> dict[str, dict[str, Any]]:
         {**common, "before": before},
         partial(steps.forget, work, before) if work.method else partial(steps.given_after, work),
     )
-    outputs["audit"] = work.journal.step(
-        "audit", {**common, "outputs": outputs}, lambda: steps.audit(work, count)
-    )
+    told = {**common, "outputs": {**outputs}}
+    outputs["audit"] = step("audit", told, lambda: steps.audit(work, count))
     if work.recipe.examples:
-        work.journal.step(
-            "examples", {**common, "outputs": outputs}, lambda: steps.examples(work, count)
-        )
+        step("examples", told, lambda: steps.examples(work, count))
     return outputs
 
 
@@ -121,7 +131,7 @@ def _close(work: Work, outputs: dict[str, dict[str, Any]]) -> None:
     write_json(work.folder / "models.json", steps.model_table(work, subjects))
     write_json(work.folder / "timing.json", work.journal.seconds())
     bound = {
-        "recipe": recipe_json(work.recipe),
+        "recipe": decisive(work.recipe),
         "data": work.dataset.digest(),
         "sets": work.sets.digest(),
         "outputs": outputs,
@@ -135,9 +145,9 @@ def _close(work: Work, outputs: dict[str, dict[str, Any]]) -> None:
 def _require_run_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file; choose a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).exists():
-        known = {".lock", ".write-probe"}
-        if {path.name for path in folder.iterdir()} - known:
+    if folder.is_dir() and not (folder / RECIPE).exists():
+        begun = {LOCK, PROBE, RECIPE}  # what a run may have left that was killed at its beginning
+        if any(path.name.removesuffix(PARTIAL) not in begun for path in folder.iterdir()):
             raise IntegrityError(
                 f"{folder} is not empty and holds no run; choose another folder with --out"
             )
@@ -146,7 +156,7 @@ def _require_run_folder(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     require_writable(folder)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -135,6 +135,17 @@ def make_recipe(value: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Return the plain data of a recipe without what cannot change its result.
+
+    How long a run may take and who watches its losses may change when it is resumed.
+    """
+    value = recipe_json(recipe)
+    for name in ("max_seconds", "trackers"):
+        del value["machine"][name]
+    return value
+
+
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
     """Return the plain data of a recipe; ``make_recipe`` reads it back."""
     value = to_json(recipe)

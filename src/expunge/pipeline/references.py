@@ -16,7 +16,7 @@ from torch import nn
 from expunge.core.config import to_json
 from expunge.core.digest import digest_json
 from expunge.core.errors import IntegrityError
-from expunge.core.files import read_json, remove_tree, write_json
+from expunge.core.files import read_json, write_json
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.engine.device import full_environment
@@ -81,10 +81,9 @@ def retrained(
     if (shelf / CARD).exists():
         card: dict[str, Any] = read_json(shelf / CARD)
         load_into(fresh, load_tensors(shelf / WEIGHTS), str(shelf))
-        if state_digest(fresh) != card["digest"]:
+        if card.get("key") != key or card.get("digest") != state_digest(fresh):
             raise IntegrityError(f"reference {shelf} is not what was written; delete that folder")
         return fresh.to(run.device), card
-    remove_tree(shelf)
     history = learn(
         fresh, task, retain, training, run, scope=training.scope, label=f"reference {run.seed}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from expunge.audit.audit import run_audit
@@ -38,9 +37,10 @@ def train(work: Work) -> Outputs:
         )
         _write_model(work, "before", base, {"trained_on": records.digest()})
         write_json(work.folder / "history" / "train.json", history.to_json())
-        remove_tree(run.folder)
-    digest = state_digest(base.model)
-    return {"model": digest, "scores": _score(work, "before", base, "before")}
+    scores = _score(work, "before", base, "before")
+    remove_tree(work.run.child("train").folder)
+    written = _written(work, "models/before", "history/train.json", _scores_name("before"))
+    return {"model": state_digest(base.model), "scores": scores, "files": written}
 
 
 def reference(work: Work, index: int) -> Outputs:
@@ -52,25 +52,40 @@ def reference(work: Work, index: int) -> Outputs:
     name = f"reference-{index}"
     run = work.run.child(name, seed=seed)
     model, card = retrained(loaded.model, loaded.task, work.kept, training, run)
-    write_json(work.folder / "history" / f"{name}.json", card["history"])
     remove_tree(run.folder)
+    write_json(work.folder / "history" / f"{name}.json", card["history"])
     found = dataclasses.replace(loaded, model=model)
     scores = _score(work, name, found, "reference", seed=seed)
-    return {"model": card["digest"], "seed": seed, "key": card["key"], "scores": scores}
+    return {
+        "model": card["digest"],
+        "seed": seed,
+        "key": card["key"],
+        "scores": scores,
+        "files": _written(work, f"history/{name}.json", _scores_name(name)),
+    }
 
 
 def given_reference(work: Work, index: int, name: str) -> Outputs:
     """Take a reference that was retrained elsewhere; score it."""
     loaded = work.source(work.recipe.given_references[index], "given_references")
     scores = _score(work, name, loaded, "reference", seed=index)
-    return {"model": state_digest(loaded.model), "seed": index, "scores": scores}
+    return {
+        "model": state_digest(loaded.model),
+        "seed": index,
+        "scores": scores,
+        "files": _written(work, _scores_name(name)),
+    }
 
 
 def given_after(work: Work) -> Outputs:
     """Take a model that was changed elsewhere; score it."""
     assert work.recipe.after is not None
     loaded = work.source(work.recipe.after, "after")
-    return {"model": state_digest(loaded.model), "scores": _score(work, "after", loaded, "after")}
+    return {
+        "model": state_digest(loaded.model),
+        "scores": _score(work, "after", loaded, "after"),
+        "files": _written(work, _scores_name("after")),
+    }
 
 
 def forget(work: Work, before: str) -> Outputs:
@@ -84,11 +99,13 @@ def forget(work: Work, before: str) -> Outputs:
     lineage = {"before": before, "method": info.name, "sets": work.sets.digest()}
     _write_model(work, "after", new, lineage)
     write_json(work.folder / "history" / "forget.json", result.history.to_json())
+    scores = _score(work, "after", new, "after")
     remove_tree(run.folder)
     stopped = result.history.stopped
     return {
         "model": state_digest(result.model),
-        "scores": _score(work, "after", new, "after"),
+        "scores": scores,
+        "files": _written(work, "models/after", "history/forget.json", _scores_name("after")),
         "stopped": None if stopped is None else dataclasses.asdict(stopped),
     }
 
@@ -96,10 +113,9 @@ def forget(work: Work, before: str) -> Outputs:
 def audit(work: Work, num_references: int) -> Outputs:
     """Compute every finding from the score tables."""
     if not work.chosen:
-        write_json(work.folder / "findings.json", [])
-        return {"findings": digest_json([])}
+        return _write_findings(work, [])
     names = ["before", "after", *(f"reference-{i}" for i in range(num_references))]
-    subjects = [read_scores(_scores_path(work, name)) for name in names]
+    subjects = [read_scores(work.folder / _scores_name(name)) for name in names]
     evidence = Evidence(
         after=subjects[1],
         before=subjects[0],
@@ -111,12 +127,14 @@ def audit(work: Work, num_references: int) -> Outputs:
         for info, config in work.chosen
         for finding in run_audit(info, config, evidence, work.run.child(f"audit-{info.name}"))
     ]
-    write_json(work.folder / "findings.json", findings)
-    return {"findings": digest_json(findings)}
+    return _write_findings(work, findings)
 
 
 def examples(work: Work, num_references: int) -> Outputs:
-    """Write the page of answers before and after; the only file that holds text of records."""
+    """Write the page of answers before and after; the only file that holds text of records.
+
+    It is not among the files that a resumed run insists on, since ``purge`` may remove it.
+    """
     from expunge.report.examples import write_examples
 
     records = work.dataset.train.select(
@@ -158,7 +176,7 @@ def _after_again(work: Work) -> Loaded:
 
 
 def _reference_again(work: Work) -> Loaded:
-    if work.recipe.train is None:
+    if work.recipe.train is None or not work.recipe.references:
         return work.source(work.recipe.given_references[0], "given_references")
     seed = work.recipe.seed + 1
     loaded = work.fresh_without(seed)
@@ -175,12 +193,24 @@ def _write_model(work: Work, subject: str, loaded: Loaded, lineage: dict[str, An
     write_json(work.folder / "models" / f"{subject}.manifest.json", manifest.to_json())
 
 
-def _scores_path(work: Work, subject: str) -> Path:
-    return work.folder / "scores" / f"{subject}.parquet"
+def _write_findings(work: Work, findings: list[dict[str, Any]]) -> Outputs:
+    write_json(work.folder / "findings.json", findings)
+    return {"findings": digest_json(findings), "files": _written(work, "findings.json")}
+
+
+def _written(work: Work, *names: str) -> dict[str, str]:
+    """Return relative path and digest of each file under these names; some steps lack some."""
+    paths = [work.folder / name for name in names]
+    files = [file for path in paths for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    return {file.relative_to(work.folder).as_posix(): digest_file(file) for file in files}
+
+
+def _scores_name(subject: str) -> str:
+    return f"scores/{subject}.parquet"
 
 
 def _score(work: Work, name: str, loaded: Loaded, role: Role, seed: int | None = None) -> str:
-    path = _scores_path(work, name)
+    path = work.folder / _scores_name(name)
     if not work.readings:
         return ""
     subject: Subject = collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +24,13 @@ class TensorBoard:
             raise ConfigError(
                 "machine.trackers: tensorboard is not installed; pip install 'expunge[trackers]'"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._open = functools.cache(lambda: SummaryWriter(str(folder)))
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Take the numbers of one step."""
+        """Take the numbers of one step; the first ones make the folder."""
+        writer = self._open()
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
 
 _KNOWN = {"tensorboard": TensorBoard}

@@ -15,8 +15,8 @@ from expunge.audit.audit import AuditInfo, audits, plan_readings
 from expunge.audit.audit import parse_config as parse_audit
 from expunge.audit.readings import Reading
 from expunge.core.config import to_json
-from expunge.core.errors import ConfigError
-from expunge.core.files import read_json, require_writable, write_json, write_text
+from expunge.core.errors import ConfigError, IntegrityError
+from expunge.core.files import read_json, write_json, write_text
 from expunge.core.records import Records
 from expunge.core.run import Budget, Run
 from expunge.core.sets import ROLES, Sets
@@ -28,7 +28,7 @@ from expunge.forget.method import Given, MethodInfo, check_needs, methods, parse
 from expunge.models.source import Loaded, load_model_source
 from expunge.models.store import load_saved
 from expunge.pipeline.journal import Journal
-from expunge.pipeline.recipe import Part, Recipe, make_recipe, recipe_json, split_part
+from expunge.pipeline.recipe import Part, Recipe, decisive, read_recipe, recipe_json, split_part
 from expunge.pipeline.request import Request, resolve
 from expunge.pipeline.trackers import open_trackers
 
@@ -110,7 +110,7 @@ class Work:
 def prepare(
     recipe: Recipe, folder: Path, *, quiet: bool, watch: Callable[[Run], None] | None
 ) -> Work:
-    """Resolve a recipe and check everything that can be checked before work begins.
+    """Resolve a recipe and check its parts, data and request; write nothing.
 
     Args:
         recipe: The recipe.
@@ -119,11 +119,10 @@ def prepare(
         watch: Receives the run, so that a signal can cancel it.
 
     Raises:
-        ConfigError: Parts are unknown, settings wrong, or the method cannot run on what there is.
+        ConfigError: Parts are unknown, or settings wrong.
         DataError: The data or the request cannot be used.
-        StorageError: The folder cannot be written.
+        StorageError: A file of data cannot be read.
     """
-    require_writable(folder)
     require_device(recipe.machine.device)
     if recipe.machine.threads is not None:
         torch.set_num_threads(recipe.machine.threads)
@@ -164,34 +163,59 @@ def prepare(
     return work
 
 
-def record(work: Work) -> str:
-    """Write the resolved recipe, environment, sets and plan into the run folder.
+def check_models(work: Work) -> str:
+    """Load every model that the recipe names, one after the other, and check the method's needs.
 
     Returns:
         Digest of the model before it saw the data.
 
     Raises:
-        ConfigError: The folder holds a run of another recipe, or the method cannot run.
+        ConfigError: The method cannot run on what there is, or a model is of another kind.
+        ExpungeError: A model's files cannot be used.
     """
     base = work.fresh(work.recipe.seed)
     if work.method is not None:
         check_needs(*work.method, work.given(base))
-    value = recipe_json(work.recipe)
+    digest = state_digest(base.model)
+    del base
+    if work.recipe.after is not None:
+        work.source(work.recipe.after, "after")
+    for part in work.recipe.given_references:
+        work.source(part, "given_references")
+    return digest
+
+
+def record(work: Work) -> None:
+    """Write the resolved recipe, environment, sets and plan into the run folder.
+
+    Raises:
+        ConfigError: The folder holds a run of another recipe.
+        IntegrityError: Its recipe is not one that a run wrote.
+    """
     path = work.folder / RECIPE
     if path.exists():
-        known = make_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-        if recipe_json(known) != value:
-            differing = [k for k in value if value[k] != recipe_json(known).get(k)]
-            raise ConfigError(
-                f"{work.folder} holds a run of another recipe (it differs in "
-                f"{', '.join(differing)}); choose another folder with --out"
-            )
-    else:
-        write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+        _require_same(work, path)
+    value = recipe_json(work.recipe)
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
     _note_environment(work.folder)
     write_json(work.folder / "sets.json", work.sets.to_json())
     write_json(work.folder / "plan.json", plan(work))
-    return state_digest(base.model)
+
+
+def _require_same(work: Work, path: Path) -> None:
+    try:
+        known = decisive(read_recipe(path))
+    except ConfigError as error:
+        raise IntegrityError(
+            f"{path} is not what a run wrote ({error}); choose another folder with --out"
+        ) from error
+    wanted = decisive(work.recipe)
+    differing = [name for name in wanted if wanted[name] != known[name]]
+    if differing:
+        raise ConfigError(
+            f"{work.folder} holds a run of another recipe (it differs in "
+            f"{', '.join(differing)}); choose another folder with --out"
+        )
 
 
 def plan(work: Work) -> dict[str, Any]:

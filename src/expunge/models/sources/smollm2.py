@@ -9,13 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from expunge.core.config import config
 from expunge.core.errors import StorageError
+from expunge.core.files import atomic_folder
 from expunge.data.dataset import Dataset
 from expunge.engine.tasks.causal_lm import Template
-from expunge.models.folder import atomic_folder
-from expunge.models.language import Dtype, causal_lm_task, read_language_model
+from expunge.models.language import (
+    Dtype,
+    causal_lm_task,
+    read_language_model,
+    write_language_model,
+)
 from expunge.models.source import Loaded, model_source
 
 
@@ -81,23 +87,22 @@ def _convert(file: Path, folder: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        write_language_model(model, tokenizer, temporary)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time convert; the others wait and find the result."""
-    import fcntl
-
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(folder.name + ".lock").open("w")
+        lock.acquire()
     except OSError as error:
         raise StorageError(
             f"cannot write the model cache {folder}: {error.strerror}; "
             "name another folder in the environment variable EXPUNGE_CACHE"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
