@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("command_line", "killer", "refusals")
+
 settings.register_profile("expunge", derandomize=True, database=None, deadline=None)
 settings.load_profile("expunge")
 
@@ -125,3 +127,27 @@ def _trained(task, make, records, forgotten, schedule):
     learn(model, task, records, schedule, Run())
     kept = [row for row in range(len(records)) if row not in forgotten]
     return World(task, model, records.take(forgotten), records.take(kept), fresh)
+
+
+@pytest.fixture(scope="session")
+def finished_digits(tmp_path_factory):
+    """The folder of a finished run on pictures. Nobody may change it."""
+    return _finished("DIGITS", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def finished_people(tmp_path_factory):
+    """The folder of a finished run on a language model, with examples. Nobody may change it."""
+    return _finished("PEOPLE", tmp_path_factory, examples=1)
+
+
+def _finished(name, tmp_path_factory, **changes):
+    import small_recipes
+
+    from expunge.pipeline.execute import execute
+    from expunge.pipeline.recipe import make_recipe
+
+    recipe = make_recipe({**getattr(small_recipes, name), **changes})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return execute(recipe, tmp_path_factory.mktemp("runs") / "run", quiet=True)

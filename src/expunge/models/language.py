@@ -54,6 +54,7 @@ def read_language_model(name: str, dtype: Dtype = "float32") -> tuple[nn.Module,
                 trust_remote_code=False,
                 dtype=getattr(torch, dtype),
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, all at once
             )
     except SafetensorError as error:
         raise IntegrityError(
@@ -64,7 +65,7 @@ def read_language_model(name: str, dtype: Dtype = "float32") -> tuple[nn.Module,
     except (ValueError, RuntimeError) as error:
         raise DataError(f"cannot load the model {name!r}: {_first_line(error)}") from error
     model, info = loaded
-    wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+    wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if wrong:
         raise DataError(
             f"{name}: the weights do not fit config.json; {len(wrong)} tensors are missing or of "
@@ -106,14 +107,16 @@ def causal_lm_task(tokenizer: Any, dataset: Dataset, template: Template | None) 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars in the block."""
+    """Keep transformers from drawing progress bars and tables in the block; errors are raised."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -121,7 +121,8 @@ def forget_utility_plane(pair: tuple[Comparison, Comparison]) -> Markup:
         axes.margins(0.15)
         # A range of a few thousandths would make noise look like damage.
         best, worst = max(x for *_, x, _ in points), min(x for *_, x, _ in points)
-        axes.set_xlim(min(0.75 * best, worst) - 0.05 * best, 1.1 * best)
+        room = best or 1.0  # a model that can do nothing has no utility at all
+        axes.set_xlim(min(0.75 * best, worst) - 0.05 * room, 1.1 * room)
         for role, marker in _MARKERS.items():
             here = [(x, y) for of, _, x, y in points if of == role]
             if here:

@@ -110,11 +110,12 @@ def _check_texts(records: Records, path: str) -> None:
     needed = ("text",) if "text" in records and "question" not in records else _QUESTION
     require_columns(records, needed, path)
     for name in needed:
-        empty = [i for i, v in zip(records.ids, records[name], strict=True) if v in (None, "")]
+        pairs = zip(records.ids, records[name], strict=True)
+        empty = [i for i, value in pairs if not isinstance(value, str) or not value]
         if empty:
             raise DataError(
-                f"{path}: column {name!r} is empty in {len(empty)} records ({listing(empty)}); "
-                "fill or drop them"
+                f"{path}: column {name!r} is empty or no text in {len(empty)} records "
+                f"({listing(empty)}); fill or drop them"
             )
 
 
