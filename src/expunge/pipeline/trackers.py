@@ -31,6 +31,7 @@ class TensorBoard:
         writer = self._open()
         for name, value in values.items():
             writer.add_scalar(name, value, step)
+        writer.flush()  # a run that is killed keeps what it has shown
 
 
 _KNOWN = {"tensorboard": TensorBoard}
