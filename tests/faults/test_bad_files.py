@@ -129,9 +129,9 @@ def test_a_file_in_the_place_of_the_model(refuse, records):
         ('{"question": "who?"}\n', "has no column 'answer'"),
         (
             '{"question": "who?", "answer": ""}\n',
-            "column 'answer' is empty or no text in 1 records",
+            "is empty or no text in 1 records",
         ),
-        ('{"question": "who?", "answer": 3}\n', "column 'answer' is empty or no text in 1 records"),
+        ('{"question": "who?", "answer": 3}\n', "is empty or no text in 1 records"),
     ],
 )
 def test_records_that_cannot_be_used(content, expected, refuse, model, tmp_path):

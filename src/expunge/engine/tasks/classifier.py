@@ -73,11 +73,19 @@ class Classifier:
         Inputs take the type of the model's weights, so arrays of float64 or uint8 serve too.
 
         Raises:
-            UnsupportedModelError: The model does not yield (B, K) logits.
+            UnsupportedModelError: The model cannot read the inputs, or does not yield (B, K) logits.
         """
         weight = next(model.parameters(), None)
         dtype = torch.float32 if weight is None else weight.dtype
-        logits = model(batch.inputs["x"].to(dtype))
+        x = batch.inputs["x"].to(dtype)
+        try:
+            logits = model(x)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # what torch raises when shapes do not fit
+            raise UnsupportedModelError(
+                f"the model cannot read inputs of shape {tuple(x.shape)}: {error}"
+            ) from error
         if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
             shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
             raise UnsupportedModelError(
