@@ -242,7 +242,8 @@ def _kind(entry: Mapping[str, Any]) -> str:
     if sort == "array":
         return "list of " + _kind(entry.get("items", {}))
     if sort == "object":
-        return "mapping to " + _kind(entry.get("additionalProperties", {}))
+        values = entry.get("additionalProperties")
+        return "mapping to " + _kind(values if isinstance(values, dict) else {})
     bounds = [f"{sign} {entry[key]}" for key, sign in _BOUNDS.items() if key in entry]
     return " ".join([_WORDS.get(sort, sort), " and ".join(bounds)]).strip()
 

@@ -71,7 +71,7 @@ class Run:
         folder: Path | None = None,
         events: Path | None = None,
         budget: Budget | None = None,
-        checkpoint_every: int = 100,
+        checkpoint_every: int = 25,
         quiet: bool = True,
         trackers: tuple[Tracker, ...] = (),
     ) -> None:

@@ -41,7 +41,7 @@ class Machine:
     """Torch device."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; its own choice when absent. Bits depend on it, so it is recorded."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    checkpoint_every: Annotated[int, Field(ge=1)] = 25
     """Optimiser steps between two checkpoints, at which the collapse guard looks too."""
     score_batch: Annotated[int, Field(ge=1)] = 32
     """Records of one forward pass while scoring."""
