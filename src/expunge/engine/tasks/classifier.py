@@ -73,7 +73,7 @@ class Classifier:
         Inputs take the type of the model's weights, so arrays of float64 or uint8 serve too.
 
         Raises:
-            UnsupportedModelError: The model cannot read the inputs, or does not yield (B, K) logits.
+            UnsupportedModelError: The model cannot read the inputs, or yields no (B, K) logits.
         """
         weight = next(model.parameters(), None)
         dtype = torch.float32 if weight is None else weight.dtype
