@@ -1,8 +1,8 @@
 """Expunge: forget anything from any model, and prove it.
 
 ``import expunge`` is cheap; torch is imported when a verb or a name below is first used. The verbs
-``expunge.forget(...)`` and ``expunge.audit(...)`` share their names with the packages of methods and
-audits: those packages can be called.
+``expunge.forget(...)`` and ``expunge.audit(...)`` share their names with the packages of methods
+and audits: those packages can be called.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HOMES = {
     "from_arrays": "expunge.data.arrays",
     "read_recipe": "expunge.pipeline.recipe",
 }
-__all__ = ["audit", "forget", *_HOMES]  # noqa: PLE0604
+__all__ = ["audit", "forget", *_HOMES]
 
 
 class _Verb(types.ModuleType):

@@ -81,7 +81,7 @@ BAD_TEXT = [
     ("ragged.csv", "question,answer\nq,a\nq\n", "line 3 has 1 values, the header 2"),
     ("twice.csv", "question,question\nq,a\n", "two columns share a name"),
     ("missing.csv", "question,reply\nq,a\n", "has no column 'answer'; it has question, reply"),
-    ("blank.csv", "question,answer\nq,\n", r"'answer' is empty or no text in 1 records \(train-00000\)"),
+    ("blank.csv", "question,answer\nq,\n", r"is empty or no text in 1 records \(train-00000\)"),
     ("ids.csv", "id,question,answer\n1,q,a\n1,q,a\n", r"1 ids stand twice \(1\)"),
     ("torn.parquet", "PAR1", "not a whole Parquet file"),
     ("old.xls", "x", r"files of type '.xls' are not read"),
