@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LARGEST = 0.1
 RATES = {method: (0.003, 0.01, 0.03, LARGEST) for method in METHODS}
-RATES["grad_ascent"] = (0.0003, 0.001, 0.003, 0.01)
+RATES["grad_ascent"] = (0.003, 0.01, 0.03, 0.05)  # at 0.1 its gradient overflows
 NUMBERS = ("ua", "ra", "ta", "mia", "average_gap", "moved")
 
 Numbers = Mapping[str, float]
