@@ -165,6 +165,7 @@ class Evidence:
         record_set: str = "",
         unit: str = "",
         threshold: float | None = None,
+        pairwise: bool = False,
     ) -> list[Finding]:
         """Compute one number for every model and set it beside the references.
 
@@ -176,6 +177,8 @@ class Evidence:
             record_set: The records it is computed on.
             unit: Unit of the value.
             threshold: Bound for the model after unlearning, fixed beforehand.
+            pairwise: The number compares a model with the other references, so that two references
+                share one number and show no noise floor.
 
         Returns:
             One finding per model: before, after, references.
@@ -205,7 +208,9 @@ class Evidence:
                     record_set=record_set,
                     seed=subject.seed,
                     interval=found.interval,
-                    reference=None if subject.role == "reference" else _beside(found, standards),
+                    reference=None
+                    if subject.role == "reference"
+                    else _beside(found, standards, 3 if pairwise else 2),
                     threshold=threshold if judged else None,
                     verdict=found.verdict or verdict,
                     version=self.version,
@@ -217,11 +222,11 @@ class Evidence:
         return findings
 
 
-def _beside(found: Measurement, standards: tuple[float, ...]) -> Reference | None:
+def _beside(found: Measurement, standards: tuple[float, ...], least: int) -> Reference | None:
     if found.value is None or not standards:
         return None
     return Reference(
         values=standards,
         gap=found.value - float(np.mean(standards)),
-        noise_floor=max(standards) - min(standards) if len(standards) > 1 else None,
+        noise_floor=max(standards) - min(standards) if len(standards) >= least else None,
     )

@@ -195,6 +195,7 @@ def _quality_findings(
         "Forget quality (p-value against retraining)",
         lambda subject: quality(subject, "p"),
         direction="higher",
+        pairwise=True,
         record_set="forget",
         threshold=config.min_forget_quality,
     )
@@ -203,6 +204,7 @@ def _quality_findings(
         "Forget quality, decimal logarithm",
         lambda subject: quality(subject, "log10_p"),
         direction="higher",
+        pairwise=True,
         record_set="forget",
     )
     findings += evidence.compare(
@@ -210,6 +212,7 @@ def _quality_findings(
         "Largest distance D between the truth ratios' distributions",
         lambda subject: quality(subject, "statistic"),
         direction="lower",
+        pairwise=True,
         record_set="forget",
     )
     return findings

@@ -31,6 +31,7 @@ from expunge.pipeline.journal import Journal
 from expunge.pipeline.recipe import Part, Recipe, decisive, read_recipe, recipe_json, split_part
 from expunge.pipeline.request import Request, resolve
 from expunge.pipeline.trackers import open_trackers
+from expunge.report.rendering import require_libraries
 
 RECIPE = "recipe.yaml"
 
@@ -123,6 +124,7 @@ def prepare(
         DataError: The data or the request cannot be used.
         StorageError: A file of data cannot be read.
     """
+    require_libraries()
     require_device(recipe.machine.device)
     if recipe.machine.threads is not None:
         torch.set_num_threads(recipe.machine.threads)
