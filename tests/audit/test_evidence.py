@@ -65,6 +65,12 @@ def test_one_reference_has_no_noise_floor(evidence):
     assert after.reference is None
 
 
+def test_two_references_share_a_pairwise_number_and_show_no_noise_floor(evidence):
+    after = compare(evidence, direction="higher", pairwise=True)[1]
+    assert after.reference.gap == pytest.approx(0.15)
+    assert after.reference.noise_floor is None
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [(0.45, 0.6, "pass"), (0.35, 0.6, "inconclusive"), (0.1, 0.39, "fail")],
