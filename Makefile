@@ -39,7 +39,7 @@ test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks docs
