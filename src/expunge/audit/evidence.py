@@ -71,10 +71,15 @@ def collect(
         NumericalError: The model yields NaN or infinity.
         Interrupted: Cancelled, or the budget is spent.
     """
+    selected = {reading: select(dataset, sets, reading) for reading in readings}
+    total = sum(len(records) for records in selected.values())
     scores = {}
-    for reading in readings:
-        records = select(dataset, sets, reading)
-        found = score(model, task, records, run, batch_size=batch_size)
+    with run.progress(f"scoring the {role} model", total) as bar:
+        for reading, records in selected.items():
+            scores[reading] = score(model, task, records, run, batch_size=batch_size, bar=bar)
+            told = {"role": role, "set": reading.record_set, "view": reading.view}
+            run.emit("scored", **told, records=len(records))
+    for reading, records in selected.items():
         if reading.max_new_tokens:
             answers = generate_answers(
                 model,
@@ -85,9 +90,7 @@ def collect(
                 batch_size=batch_size,
             )
             rouge_R = rouge_l_recall(answers, records["answer"])
-            found = dataclasses.replace(found, rouge_R=rouge_R)
-        scores[reading] = found
-        run.emit("scored", role=role, set=reading.record_set, view=reading.view, records=len(found))
+            scores[reading] = dataclasses.replace(scores[reading], rouge_R=rouge_R)
     return Subject(role, state_digest(model), scores, seed)
 
 

@@ -7,12 +7,14 @@ label), V classes or vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
 from expunge.core.errors import NumericalError, listing
+from expunge.core.progress import Progress
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.engine.modes import evaluating
@@ -92,7 +94,13 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    model: nn.Module, task: Task, records: Records, run: Run, *, batch_size: int = 32
+    model: nn.Module,
+    task: Task,
+    records: Records,
+    run: Run,
+    *,
+    batch_size: int = 32,
+    bar: Progress | None = None,
 ) -> Scores:
     """Run the model once over the records.
 
@@ -105,6 +113,7 @@ def score(
         records: What to score.
         run: Context: device, progress, cancellation.
         batch_size: Records per forward pass.
+        bar: The progress of a larger work that this is part of; one of its own when absent.
 
     Raises:
         NumericalError: The model yields NaN or infinity.
@@ -114,7 +123,8 @@ def score(
     values = np.empty((4, offsets[-1]), dtype=np.float32)
     order = np.argsort(task.lengths(records), kind="stable")
     model.to(run.device)
-    with evaluating(model), run.progress("scoring", len(records)) as bar:
+    own = nullcontext(bar) if bar else run.progress("scoring", len(records))
+    with evaluating(model), own as bar:
         for start in range(0, len(order), batch_size):
             run.check()
             rows = order[start : start + batch_size]

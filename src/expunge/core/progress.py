@@ -6,7 +6,6 @@ import sys
 import time
 
 _LINE_EVERY_SECONDS = 10.0
-_WORTH_A_LINE_SECONDS = 2.0
 
 
 class Progress:
@@ -73,9 +72,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif not self._quiet and self.done > self._first:
-            now = time.monotonic()
-            if now - self._began >= _WORTH_A_LINE_SECONDS:
-                self._say(now)
+            self._say(time.monotonic())
 
     def _say(self, now: float) -> None:
         rate = (self.done - self._first) / max(now - self._began, 1e-9)
