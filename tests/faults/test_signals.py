@@ -56,6 +56,7 @@ def test_a_spent_budget_can_be_raised_in_the_same_folder(recipe, finished_digits
     ended = run("--set", "machine.max_seconds=0.001")
     assert ended.code == 3, ended.err
     assert "the budget of 0.001 seconds is spent" in ended.err
+    assert "machine.max_seconds" in ended.err
     assert run("--set", "machine.max_seconds=1000").code == 0
     assert digest(out) == digest(finished_digits)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from small_recipes import DIGITS, PEOPLE
@@ -13,6 +14,7 @@ from expunge.models.store import load_saved
 from expunge.pipeline import steps
 from expunge.pipeline.execute import execute, plan_lines
 from expunge.pipeline.recipe import make_recipe, read_recipe
+from expunge.pipeline.work import plan, prepare
 
 
 @pytest.fixture
@@ -88,6 +90,21 @@ def test_the_recipe_of_a_run_does_the_same_again(finished_digits, tmp_path, monk
     recipe = read_recipe(finished_digits / "recipe.yaml")
     execute(recipe, tmp_path / "again", quiet=True)
     assert read(tmp_path / "again", "digest.json") == read(finished_digits, "digest.json")
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("runs/forget", "expunge run runs/forget/recipe.yaml --out runs/forget-again"),
+        ("my runs/a", "expunge run 'my runs/a/recipe.yaml' --out 'my runs/a-again'"),
+    ],
+)
+def test_the_command_to_repeat_a_run_works_where_the_run_was_started(
+    folder, command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    work = prepare(make_recipe(DIGITS), Path(folder), quiet=True, watch=None)
+    assert plan(work)["command"] == command
 
 
 FILES = [

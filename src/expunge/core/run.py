@@ -152,13 +152,13 @@ class Run:
         if self.budget.max_steps is not None and steps >= self.budget.max_steps:
             raise Interrupted(
                 f"the budget of {self.budget.max_steps} steps is spent; "
-                "raise budget.max_steps to go on"
+                "raise max_steps of the run's budget and start it again to go on"
             )
         spent = time.monotonic() - self._started
         if self.budget.max_seconds is not None and spent >= self.budget.max_seconds:
             raise Interrupted(
                 f"the budget of {self.budget.max_seconds} seconds is spent; "
-                "raise budget.max_seconds to go on"
+                "raise max_seconds (machine.max_seconds in a recipe) and start it again to go on"
             )
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -232,8 +233,16 @@ def plan(work: Work) -> dict[str, Any]:
         "data": {"name": data, "settings": data_settings, "counts": counts},
         "references": num_references(work.recipe),
         "audits": [info.name for info, _ in work.chosen],
-        "command": f"expunge run {work.folder.name}/{RECIPE} --out {work.folder.name}-again",
+        "command": _again(work.folder),
     }
+
+
+def _again(folder: Path) -> str:
+    """Return the command that repeats a run, for the folder it was started from.
+
+    The recipe may hold paths that are relative to that folder, so the run's own is not shortened.
+    """
+    return shlex.join(["expunge", "run", str(folder / RECIPE), "--out", f"{folder}-again"])
 
 
 def num_references(recipe: Recipe) -> int:
