@@ -84,30 +84,15 @@ def questions_world(make_llama):
 @pytest.fixture(scope="session")
 def make_llama():
     """A word-level tokenizer's task, and a function that makes a random Llama of hidden size 32."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_llama import llama_config, word_tokenizer
+    from transformers import LlamaForCausalLM
 
     from expunge.engine.tasks.causal_lm import CausalLM, Template
 
     refusals = ("unknown to me", "i cannot say")
     texts = [*QUESTIONS, *ANSWERS, *ANSWERS.values(), *refusals]
-    words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {word: place for place, word in enumerate(["<unk>", "<eos>", *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>"
-    )
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
+    tokenizer = word_tokenizer(sorted({word for text in texts for word in text.split()}))
+    config = llama_config(tokenizer, hidden_size=32)
     task = CausalLM(tokenizer, Template(prompt="{question}", answer=" {answer}"), refusals)
     return task, lambda: LlamaForCausalLM(config)
 

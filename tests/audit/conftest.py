@@ -9,27 +9,13 @@ NAMES = ("anna", "bo", "carl", "a", "in")
 @pytest.fixture(scope="session")
 def language_model():
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_llama import llama_config, word_tokenizer
+    from transformers import LlamaForCausalLM
 
     from expunge.engine.tasks.causal_lm import CausalLM, Template
 
-    vocabulary = {word: place for place, word in enumerate(["<unk>", "<eos>", *WORDS, *NAMES])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>"
-    )
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
+    tokenizer = word_tokenizer([*WORDS, *NAMES])
+    config = llama_config(tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)

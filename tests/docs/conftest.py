@@ -21,8 +21,9 @@ def examples():
 def save_llama():
     """Yields a function that writes a random model with its tokenizer, as transformers does."""
     import torch
+    from tiny_llama import llama_config
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: place for place, symbol in enumerate(["<eos>", *alphabet])}
@@ -30,16 +31,7 @@ def save_llama():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
+    config = llama_config(tokenizer, max_position_embeddings=1024)
 
     def save(folder, seed=0):
         with torch.random.fork_rng():
