@@ -10,7 +10,7 @@ DEMO   ?= runs/demo
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       set up, forget fictitious people from SmolLM2, open the report it names"
+	@echo "make demo       set up, forget fictitious people from SmolLM2, write the report"
 	@echo "make test       set up, then run every test: fast ones first, then the slow ones"
 	@echo "make test-fast  the fast tests only (under 5 minutes on 2 cores)"
 	@echo "make test-slow  the slow tests only (reproductions of minutes)"
@@ -30,7 +30,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: setup
-	@rm -rf $(DEMO)
 	@$(BIN)/expunge run recipes/demo.yaml --out $(DEMO)
 
 test: test-fast test-slow

@@ -13,7 +13,6 @@ from expunge.audit.stats import (
     bootstrap_means,
     clopper_pearson,
     harmonic_mean,
-    holm,
     ks_test,
     percentile_interval,
     tpr_at_fpr,
@@ -190,15 +189,3 @@ def test_harmonic_mean():
 def test_harmonic_mean_lies_between(values):
     mean = harmonic_mean(values)
     assert min(values) - 1e-12 <= mean <= np.mean(values) + 1e-12
-
-
-def test_holm():
-    # By hand: 0.01 * 3, max(0.03, 0.02 * 2), max(0.04, 0.04 * 1)
-    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_lies_between_raw_and_bonferroni(p_values):
-    for raw, adjusted in zip(p_values, holm(p_values), strict=True):
-        assert raw <= adjusted <= min(1, raw * len(p_values))

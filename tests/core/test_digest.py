@@ -9,7 +9,6 @@ from expunge.core.digest import (
     digest_bytes,
     digest_file,
     digest_files,
-    digest_ids,
     digest_json,
 )
 
@@ -49,11 +48,3 @@ def test_digest_file_reads_past_one_chunk(tmp_path):
 @given(st.dictionaries(st.text(), st.integers()))
 def test_digest_does_not_depend_on_key_order(value):
     assert digest_json(dict(reversed(value.items()))) == digest_json(value)
-
-
-@given(st.sets(st.text(), min_size=2), st.randoms())
-def test_digest_ids_depends_on_membership_only(ids, random):
-    shuffled = sorted(ids)
-    random.shuffle(shuffled)
-    assert digest_ids(shuffled) == digest_ids(ids)
-    assert digest_ids(shuffled[1:]) != digest_ids(ids)

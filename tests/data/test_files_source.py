@@ -142,3 +142,11 @@ def test_a_key_that_a_line_lacks_is_none(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     write(path, [{"a": 1}, {"a": 2, "b": 3}])
     assert read_table(path) == {"a": [1, 2], "b": [None, 3]}
+
+
+def test_a_text_to_forget_and_to_retain_is_refused(tmp_path: Path) -> None:
+    shared = {"question": "Who?", "answer": "Ann"}
+    forget = write(tmp_path / "forget.jsonl", [shared])
+    retain = write(tmp_path / "retain.jsonl", [{"question": "Who?", "answer": "Bo"}, shared])
+    with pytest.raises(DataError, match=r"share 1 records with the same text \(retain-00001\)"):
+        load(kind="causal_lm", forget=forget, retain=retain)

@@ -309,3 +309,17 @@ def test_fingerprint_does_not_change_with_use(tokenizer, records):
     before = CausalLM(used).fingerprint()
     used(["a", "bcd"], padding=True, truncation=True, max_length=2)
     assert CausalLM(used).fingerprint() == before
+
+
+def test_a_model_with_a_short_context_is_told_and_never_overrun(model, tokenizer, records):
+    task = CausalLM(tokenizer)
+    short = copy.deepcopy(model)
+    prompt = task.lengths(records)[0] - task.num_targets(records)[0]
+    short.config.max_position_embeddings = prompt + 1
+    with pytest.raises(DataError, match=r"template\.max_length"):
+        task.predict(short, task.batch(records, [0]))
+    whole = task.generate(model, records, [0], 1)
+    assert task.generate(short, records, [0], 50) == whole
+    short.config.max_position_embeddings = prompt
+    with pytest.raises(DataError, match="longer context"):
+        task.generate(short, records, [0], 5)

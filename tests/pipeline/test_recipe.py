@@ -78,3 +78,8 @@ def test_everything_else_counts(changes):
 def test_a_part_needs_a_name(part):
     with pytest.raises(ConfigError, match=r"recipe.forget: name is missing"):
         split_part(part, "forget")
+
+
+def test_an_audit_named_twice_is_refused():
+    with pytest.raises(ConfigError, match="mia, mia names one twice"):
+        make_recipe({**DIGITS, "audits": ["mia", {"name": "mia"}]})

@@ -159,17 +159,3 @@ def harmonic_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     inverse = 1 / np.where(array > 0, array, 1.0)
     return np.where((array > 0).all(axis=0), len(array) / inverse.sum(axis=0), 0.0)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number, in the given order.
-
-    Rejecting those at most alpha keeps the chance of any false rejection at alpha or below.
-
-    Source: Holm (1979).
-    """
-    order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return [float(p) for p in adjusted]

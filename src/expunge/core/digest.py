@@ -43,11 +43,6 @@ def digest_file(path: Path) -> str:
     return sha.hexdigest()
 
 
-def digest_ids(ids: Iterable[str]) -> str:
-    """Return a digest of a set of record ids that does not depend on their order."""
-    return digest_json(sorted(ids))
-
-
 def digest_files(digests: Iterable[tuple[str, str]]) -> str:
     """Return SHA-256 over the concatenated raw digests in path order (the model-signing rule).
 

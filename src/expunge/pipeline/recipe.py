@@ -128,6 +128,11 @@ def make_recipe(value: Mapping[str, Any]) -> Recipe:
             f"recipe: references = {recipe.references} but there is no `train` section, so nothing "
             "says how to retrain; add `train`, or set references to 0"
         )
+    names = [split_part(part, "audits")[0] for part in recipe.audits]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"recipe: audits = {', '.join(names)} names one twice; keep it once, with its settings"
+        )
     if (recipe.forget is None) == (recipe.after is None):
         raise ConfigError(
             "recipe: give either `forget` (a method) or `after` (a model changed elsewhere)"

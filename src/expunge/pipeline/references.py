@@ -35,7 +35,12 @@ def cache_folder() -> Path:
 
 
 def reference_key(
-    fresh: nn.Module, task: Task, retain: Records, training: Training, seed: int
+    fresh: nn.Module,
+    task: Task,
+    retain: Records,
+    training: Training,
+    seed: int,
+    device: str = "cpu",
 ) -> str:
     """Return the digest of everything that decides a reference's bits.
 
@@ -45,6 +50,7 @@ def reference_key(
         retain: What it is trained on.
         training: How.
         seed: Its seed.
+        device: Torch device that trains it.
     """
     environment = full_environment()
     return digest_json(
@@ -54,6 +60,8 @@ def reference_key(
             "retain": retain.digest(),
             "training": to_json(training),
             "seed": seed,
+            "device": device,
+            "expunge": environment["libraries"].get("expunge"),
             "torch": environment["libraries"].get("torch"),
             "machine": environment["machine"],
             "threads": environment["threads"],
@@ -76,7 +84,7 @@ def retrained(
     Returns:
         The model, and its card: key, digest, seed, and the numbers of every training step.
     """
-    key = reference_key(fresh, task, retain, training, run.seed)
+    key = reference_key(fresh, task, retain, training, run.seed, run.device)
     shelf = cache_folder() / "references" / key
     if (shelf / CARD).exists():
         card: dict[str, Any] = read_json(shelf / CARD)

@@ -62,6 +62,7 @@ def files(config: FilesConfig, seed: int) -> Dataset:
     else:
         for role, table in tables.items():
             _check_texts(table, getattr(config, role))
+        _check_apart(tables)
         train = _train(tables)
     return Dataset(
         config.kind,
@@ -117,6 +118,25 @@ def _check_texts(records: Records, path: str) -> None:
                 f"{path}: column {name!r} is empty or no text in {len(empty)} records "
                 f"({listing(empty)}); fill or drop them"
             )
+
+
+def _check_apart(tables: Mapping[str, Records]) -> None:
+    """Refuse a text that is to be forgotten and retained; ids cannot tell, they differ by file."""
+    if not {"forget", "retain"} <= tables.keys():
+        return
+
+    def texts(records: Records) -> list[tuple[str, ...]]:
+        names = ("text",) if "question" not in records else _QUESTION
+        return list(zip(*(records[name] for name in names), strict=True))
+
+    forgotten = set(texts(tables["forget"]))
+    retain = tables["retain"]
+    both = [i for i, text in zip(retain.ids, texts(retain), strict=True) if text in forgotten]
+    if both:
+        raise DataError(
+            f"forget and retain share {len(both)} records with the same text ({listing(both)}); "
+            "a record can be in one of them only: drop it from the retain file"
+        )
 
 
 def _classify(

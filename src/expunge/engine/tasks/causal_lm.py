@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,12 @@ class CausalLM:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Return next-token logits at the answer positions; see ``Task.predict``."""
         assert batch.positions is not None
+        longest = batch.inputs["input_ids"].shape[1]
+        if longest > _context(model):
+            raise DataError(
+                f"a record has {longest} tokens and the model reads {_context(model)}; set "
+                f"template.max_length to at most {_context(model)}"
+            )
         with _head_on(model, batch.positions):
             output = model(**batch.inputs, use_cache=False)
         return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
@@ -174,6 +181,12 @@ class CausalLM:
         for row, (tokens, start) in enumerate(prompts):
             ids_BT[row, longest - start :] = torch.tensor(tokens[:start])
             seen_BT[row, longest - start :] = 1
+        max_new_tokens = min(max_new_tokens, _context(model) - longest)
+        if max_new_tokens < 1:
+            raise DataError(
+                f"a prompt has {longest} tokens and the model reads {_context(model)}; shorten the "
+                "prompts, or choose a model with a longer context"
+            )
         device = next(model.parameters()).device
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -274,6 +287,12 @@ class CausalLM:
         if tokens and tokens[-1] == self.tokenizer.eos_token_id:
             tokens.pop()
         return tokens
+
+
+def _context(model: nn.Module) -> int:
+    """Return the longest input that a model's positions allow."""
+    length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return sys.maxsize if length is None else int(length)
 
 
 @contextmanager
