@@ -96,6 +96,7 @@ def test_the_key_follows_everything_that_decides_the_bits(digits_world):
         (*same[:2], world.retain.take(range(100)), *same[3:]),
         (*same[:3], dataclasses.replace(TRAINING, lr=2e-2), same[4]),
         (*same[:4], 2),
+        (*same, "cuda:0"),
     ]
     keys = [reference_key(*arguments) for arguments in others]
     assert len({key, *keys}) == 1 + len(others)
