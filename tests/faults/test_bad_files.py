@@ -152,10 +152,16 @@ def test_a_method_that_needs_what_is_absent(refuse, records, model):
     assert "it needs retain records and there are none" in refuse(model, records)
 
 
-def test_a_record_to_forget_and_to_retain(refuse, model, tmp_path):
-    rows = [{"id": "a", **RECORDS[0]}]
-    forget, retain = (lines(tmp_path / f"{n}.jsonl", rows) for n in ("forget", "retain"))
+def test_an_id_to_forget_and_to_retain(refuse, model, tmp_path):
+    forget = lines(tmp_path / "forget.jsonl", [{"id": "a", **RECORDS[0]}])
+    retain = lines(tmp_path / "retain.jsonl", [{"id": "a", **RECORDS[1]}])
     assert "1 ids stand twice (a)" in refuse(model, forget, "--retain", retain)
+
+
+def test_a_text_to_forget_and_to_retain(refuse, model, tmp_path):
+    forget = lines(tmp_path / "forget.jsonl", RECORDS[:2])
+    retain = lines(tmp_path / "retain.jsonl", RECORDS[1:])
+    assert "share 1 records with the same text" in refuse(model, forget, "--retain", retain)
 
 
 def test_a_record_trained_on_and_held_out(model, tmp_path, monkeypatch, capsys):
