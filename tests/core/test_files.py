@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -123,3 +124,16 @@ def test_require_writable_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         files.require_writable(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free space or choose another folder"), (errno.EROFS, "you can write to")],
+)
+def test_the_remedy_fits_the_failure(tmp_path, monkeypatch, number, remedy):
+    def fail(operation, path):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(files, "fault_hook", fail)
+    with pytest.raises(StorageError, match=remedy):
+        files.write_bytes(tmp_path / "file", b"")

@@ -6,6 +6,7 @@ same folder, are synced, and are renamed over the target; then the folder is syn
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -247,9 +248,9 @@ def _cut_torn_line(file: BinaryIO) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> StorageError:
     reason = error.strerror or str(error)
-    return StorageError(
-        f"cannot write {path}: {reason}; free space or choose another folder with --out"
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free space or choose another folder" if full else "choose a folder you can write to"
+    return StorageError(f"cannot write {path}: {reason}; {remedy} (--out)")
 
 
 def _sync(path: Path) -> None:
