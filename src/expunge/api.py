@@ -11,7 +11,7 @@ from torch import nn
 
 from expunge.audit.audit import audits as registered
 from expunge.audit.audit import parse_config, plan_readings, run_audit
-from expunge.audit.evidence import Evidence, Subject, collect
+from expunge.audit.evidence import Evidence, Subject, collect, parts_of
 from expunge.core.errors import DataError
 from expunge.core.finding import Finding
 from expunge.core.run import Run
@@ -23,6 +23,7 @@ from expunge.engine.task import Task, tasks
 from expunge.engine.tasks.causal_lm import Template
 from expunge.engine.weights import save_tensors
 from expunge.forget.method import Given, apply
+from expunge.models.language import causal_lm_task
 from expunge.pipeline.recipe import Part, split_part
 from expunge.pipeline.request import Request, resolve
 
@@ -105,7 +106,7 @@ def forget(
     sets = resolve(request, data, seed)
     retain = data.train.select(sets.retain)
     given = Given(
-        task=_task(data, tokenizer, template),
+        task=_task(model, data, tokenizer, template),
         forget=data.train.select(sets.forget),
         retain=retain if len(retain) else None,
         fresh=fresh,
@@ -149,7 +150,8 @@ def audit(
         quiet: Show no progress.
 
     Returns:
-        Findings: every number for the model before, after, and each reference.
+        Findings: every number for the model before, after, each reference, and each part of a
+        model whose weights were kept.
 
     Raises:
         ConfigError: An audit is unknown, its settings are wrong, or it does not fit the data.
@@ -161,10 +163,10 @@ def audit(
         info = registered.get(name)
         chosen.append((info, parse_config(info, settings)))
     readings = plan_readings(chosen, data)
-    task = _task(data, tokenizer, template)
+    task = _task(after, data, tokenizer, template)
     run = Run(seed, device=device, quiet=quiet)
 
-    def scored(model: nn.Module, role: Any, seed: int | None = None) -> Subject:
+    def scored(model: nn.Module, role: Any, seed: int | None = None, part: str = "") -> Subject:
         return collect(
             model.to(device),
             task,
@@ -174,14 +176,18 @@ def audit(
             run,
             role=role,
             seed=seed,
+            part=part,
             batch_size=batch_size,
         )
 
+    known = scored(before, "before") if before is not None else None
+    parts = parts_of(after, known.model if known else "")
     evidence = Evidence(
         after=scored(after, "after"),
-        before=scored(before, "before") if before is not None else None,
+        before=known,
         references=tuple(scored(m, "reference", i) for i, m in enumerate(references)),
         sets=sets.digest(),
+        parts=tuple(scored(model, "part", part=name) for name, model in parts.items()),
     )
     return [
         finding for info, config in chosen for finding in run_audit(info, config, evidence, run)
@@ -211,9 +217,9 @@ def _ids(wanted: Iterable[int | str], data: Dataset) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _task(data: Dataset, tokenizer: Any, template: Template | None) -> Task:
+def _task(model: nn.Module, data: Dataset, tokenizer: Any, template: Template | None) -> Task:
     if data.kind == "classifier":
         return tasks.get("classifier").make(data.facts["num_classes"])
     if tokenizer is None:
         raise DataError("a language model needs its tokenizer; pass tokenizer=...")
-    return tasks.get(data.kind).make(tokenizer, template)
+    return causal_lm_task(model, tokenizer, data, template)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from expunge.core.digest import digest_file, digest_json
 from expunge.core.errors import ConfigError, IntegrityError
 from expunge.core.files import read_json, write_json
 from expunge.engine.weights import load_tensors, save_tensors
+from expunge.engine.workers import Workers
 
 HEAD = "HEAD.json"
 
@@ -35,27 +36,48 @@ class State:
     steps: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
+class Optimizer(Protocol):
+    """An optimiser of torch, or what stands for one whose state is divided among processes."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Move the weights."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its settings and, under ``state``, its slots by number of the parameter."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what ``state_dict`` returned."""
+
+
 class Checkpoints:
     """The checkpoints of one training loop in one folder: the newest, and the newest good one.
 
     They differ when a run with a collapse guard was interrupted between two of its checks. Going
-    back to the good one keeps the result independent of when that was.
+    back to the good one keeps the result independent of when that was. Of several processes the
+    main one writes and reads, and tells the others what it read.
 
     Args:
         folder: Where they lie.
         key: Digest of everything that decides the loop's result; a checkpoint with another key is
             refused.
+        workers: The processes; this one alone when absent.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, workers: Workers | None = None) -> None:
         self.folder = folder
         self.key = key
+        self.workers = workers or Workers()
 
     def save(
         self,
         state: State,
         weights: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         *,
         good: bool = True,
     ) -> None:
@@ -70,9 +92,12 @@ class Checkpoints:
         Raises:
             StorageError: The folder cannot be written.
         """
+        slots_of = optimizer.state_dict()["state"]  # where it is divided, all take part
+        if not self.workers.main:
+            return
         name = f"state-{state.step:07d}.safetensors"
         tensors = {f"weights.{n}": t for n, t in weights.items()}
-        for index, slots in optimizer.state_dict()["state"].items():
+        for index, slots in slots_of.items():
             for slot, value in slots.items():
                 if value is not None:
                     tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value)
@@ -95,7 +120,7 @@ class Checkpoints:
     def load(
         self,
         weights: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         *,
         which: Literal["newest", "good"] = "newest",
     ) -> State | None:
@@ -113,13 +138,10 @@ class Checkpoints:
             ConfigError: The checkpoint belongs to another recipe, model or data.
             IntegrityError: Its bytes are not what was written.
         """
-        if not (self.folder / HEAD).exists():
+        found = self.workers.told(self._read(which) if self.workers.main else None)
+        if found is None:
             return None
-        entry = self._head()[which]
-        path = self.folder / entry["file"]
-        if not path.exists() or digest_file(path) != entry["digest"]:
-            raise IntegrityError(f"checkpoint {path} is not what was written; delete {self.folder}")
-        tensors = load_tensors(path)
+        state, tensors = found
         slots: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             for name, value in tensors.items():
@@ -130,12 +152,21 @@ class Checkpoints:
                     index, slot = rest.split(".", 1)
                     slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-        return State(**entry["state"])
+        return State(**state)
 
     def clear(self) -> None:
         """Delete the checkpoints once the loop's result is kept elsewhere."""
         for old in [self.folder / HEAD, *self.folder.glob("state-*.safetensors")]:
             old.unlink(missing_ok=True)
+
+    def _read(self, which: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if not (self.folder / HEAD).exists():
+            return None
+        entry = self._head()[which]
+        path = self.folder / entry["file"]
+        if not path.exists() or digest_file(path) != entry["digest"]:
+            raise IntegrityError(f"checkpoint {path} is not what was written; delete {self.folder}")
+        return entry["state"], load_tensors(path)
 
     def _head(self) -> dict[str, Any]:
         path = self.folder / HEAD

@@ -2,7 +2,8 @@
 
 An objective is a tuple of terms. Each term reads one stream of records and yields a value per
 record, so that terms are back-propagated one after the other and a batch may be split at will:
-values are summed, and divided once by the step's whole count.
+values are summed, and divided once by the step's whole count. The same holds for a batch that
+several processes share.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -18,18 +20,20 @@ from torch import Tensor, nn
 
 from expunge.core.config import to_json
 from expunge.core.digest import digest_json
-from expunge.core.errors import Interrupted, NumericalError
+from expunge.core.errors import ConfigError, Interrupted, NumericalError
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.engine.checkpoint import Checkpoints, State
 from expunge.engine.device import forked_random
 from expunge.engine.guard import Guard
-from expunge.engine.modes import training
+from expunge.engine.holding import Copy, hold, placed
+from expunge.engine.modes import checkpointed, training
 from expunge.engine.order import Step, epoch_steps
-from expunge.engine.schedule import Schedule, learning_rate, make_optimizer
-from expunge.engine.scope import Scope, Selection, frozen_entries, scoped
-from expunge.engine.task import Batch, Task
+from expunge.engine.schedule import Schedule, learning_rate
+from expunge.engine.scope import Scope, scoped
+from expunge.engine.task import Task
 from expunge.engine.weights import require_finite, state_digest
+from expunge.engine.workers import Workers, workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +44,17 @@ class Stream:
         records: The records.
         at_epoch: Yields what the same records look like in a given epoch, for targets that are
             drawn anew; the records themselves when absent.
+        beside: Name of a stream with the same records in the same order, under other answers; a
+            step then sees the same rows of both.
     """
 
     records: Records
     at_epoch: Callable[[int], Records] | None = None
+    beside: str | None = None
+
+
+Numbers = Mapping[str, float]
+"""Numbers of one optimiser step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +63,26 @@ class Term:
 
     Attributes:
         stream: Name of the stream it reads.
-        loss: Yields a value for each record of a batch, shape (B,).
-        weight: Factor of the term.
-        per: Divide the sum over a step by its number of records or of target positions.
+        loss: Yields a value for each record of a batch, shape (B,); called with the model, the
+            batch, and the same rows of the stream ``beside`` where one is named.
+        weight: Factor of the term, or a function from the numbers of all steps so far to it.
+        per: Divide the sum over a step by its number of records, of target positions, or by the
+            sum of a function of each record's number of target positions.
+        beside: A stream beside the first whose answers enter the same loss.
+        name: Under which its value stands in the history; the stream's name when absent.
     """
 
     stream: str
-    loss: Callable[[nn.Module, Batch], Tensor]
-    weight: float = 1.0
-    per: Literal["record", "target"] = "record"
+    loss: Callable[..., Tensor]
+    weight: float | Callable[[Sequence[Numbers]], float] = 1.0
+    per: Literal["record", "target"] | Callable[[np.ndarray], np.ndarray] = "record"
+    beside: str | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Under which its value stands in the history."""
+        return self.name or self.stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +132,9 @@ def fit(
 
     Checkpoints lie in ``run.folder``; called again with the same arguments after a crash, the loop
     goes on from the last one and ends with the same bits. Only the weights in scope change; modes,
-    ``requires_grad`` flags and global random state are restored.
+    ``requires_grad`` flags and global random state are restored. Processes that were launched
+    together call it with the same arguments, share the records of each step and end with the same
+    weights; the main one's ``run`` decides folder, events and progress.
 
     Args:
         model: The model.
@@ -127,20 +151,33 @@ def fit(
         The numbers of every step, and why the loop stopped early if it did.
 
     Raises:
+        ConfigError: The model or the launch cannot do what the settings ask for.
         NumericalError: A loss or gradient is not finite; the last checkpoint is good.
         Interrupted: Cancelled, or the budget is spent; call again to resume.
     """
-    scope = scope or Scope()
+    scope, team = scope or Scope(), workers()
+    team.require_device(run.device)
+    if scope.mask is not None and team.sharding != "none":
+        raise ConfigError(
+            f"scope.mask needs whole weights in each process, and {team.sharding} divides them; "
+            "leave the mask out, or launch without it"
+        )
     key = _key(model, task, streams, terms, schedule, scope, guard, run)
+    team.require_same(key, "model, data and settings; start them with the same arguments")
     sources = {name: stream.records for name, stream in streams.items()}
-    model.to(run.device)
+    run = team.quieted(run)
     with (
+        placed(model, run.device, team),
         forked_random(run.device),
         scoped(model, task, scope, sources, run) as selection,
         training(model, freeze_statistics=schedule.freeze_norm_statistics),
+        checkpointed(model) if schedule.gradient_checkpointing else nullcontext(),
     ):
-        loop = _Loop(model, task, streams, terms, schedule, run, selection, guard, key)
-        return loop.run_to_end(label)
+        holding = hold(model, selection, schedule, run, team)
+        loop = _Loop(holding, task, streams, terms, schedule, run, guard, key, team)
+        history = loop.run_to_end(label)
+        holding.finish()
+        return history
 
 
 class _Loop:
@@ -148,34 +185,26 @@ class _Loop:
 
     def __init__(
         self,
-        model: nn.Module,
+        holding: Copy,
         task: Task,
         streams: Mapping[str, Stream],
         terms: Sequence[Term],
         schedule: Schedule,
         run: Run,
-        selection: Selection,
         guard: Guard | None,
         key: str,
+        team: Workers,
     ) -> None:
-        self.model, self.task, self.streams, self.terms = model, task, streams, terms
-        self.schedule, self.run, self.selection, self.guard = schedule, run, selection, guard
-        self.optimizer = make_optimizer(schedule, selection.parameters.values())
-        if selection.mask is not None:
-            selection.mask.check(selection.parameters)
-        self.frozen = frozen_entries(selection)
-        self.checkpoints = Checkpoints(run.folder, key)
-        self.weights: dict[str, Tensor] = {
-            **{n: p.data for n, p in selection.parameters.items()},
-            **dict(model.named_buffers()),
-        }
+        self.holding, self.task, self.streams, self.terms = holding, task, streams, terms
+        self.schedule, self.run, self.guard, self.team = schedule, run, guard, team
+        self.checkpoints = Checkpoints(run.folder, key, team)
         self.sizes = {name: len(stream.records) for name, stream in streams.items()}
         self.steps_per_epoch = len(self._steps(0))
         self.total = schedule.epochs * self.steps_per_epoch
         self._epoch = -1
 
     def run_to_end(self, label: str) -> History:
-        state = self.checkpoints.load(self.weights, self.optimizer)
+        state = self._load("newest") if self.holding.resumes else None
         if state is None:
             state = State()
             if self.guard is not None:
@@ -189,11 +218,11 @@ class _Loop:
         with self.run.progress(label, self.total, state.step) as bar:
             while state.step < self.total:
                 try:
-                    self.run.check(state.step)
+                    self.team.check(self.run, state.step)
                 except Interrupted:
                     self._save(state, good=self.guard is None)
                     raise
-                numbers = self._step(state.step)
+                numbers = self._step(state)
                 state.step += 1
                 state.steps.append({"step": state.step, **numbers})
                 self.run.emit("step", loop=label, **state.steps[-1])
@@ -211,7 +240,7 @@ class _Loop:
             rise = loss - state.baseline
             self.run.emit("guard", step=state.step, retain_loss=loss, rise=rise)
             if not rise <= self.guard.max_increase:
-                good = self.checkpoints.load(self.weights, self.optimizer, which="good")
+                good = self._load("good")
                 kept = good.step if good is not None else 0
                 return Stopped(
                     f"collapse guard: at step {state.step} the loss on retained records had risen "
@@ -222,25 +251,37 @@ class _Loop:
         self._save(state)
         return None
 
+    def _load(self, which: Literal["newest", "good"]) -> State | None:
+        found = self.checkpoints.load(self.holding.weights, self.holding.optimizer, which=which)
+        if found is not None:
+            self.holding.push()
+        return found
+
     def _save(self, state: State, *, good: bool = True) -> None:
+        self.holding.pull()
         require_finite(
-            self.weights,
+            self.holding.weights,
             f"the weights after step {state.step} (lower schedule.lr; the last checkpoint is from "
             "before)",
         )
-        self.checkpoints.save(state, self.weights, self.optimizer, good=good)
+        self.checkpoints.save(state, self.holding.weights, self.holding.optimizer, good=good)
 
     def _note(self, numbers: dict[str, float]) -> str:
-        return "  ".join(f"{name} {numbers[name]:.3f}" for name in self.streams if name in numbers)
+        labels = dict.fromkeys(term.label for term in self.terms)
+        return "  ".join(f"{name} {numbers[name]:.3f}" for name in labels if name in numbers)
 
     def _guard_loss(self) -> float:
         assert self.guard is not None
         size = self.schedule.micro_batch or self.schedule.batch_size
-        return self.guard.measure(self.model, self.task, self.run.device, size)
+        loss = self.guard.measure(self.holding.model, self.task, self.run.device, size)
+        return self.team.agreed(loss)
 
     def _steps(self, epoch: int) -> list[Step]:
         schedule = self.schedule
-        return epoch_steps(schedule.order, self.sizes, schedule.batch_size, self.run.seed, epoch)
+        beside = {name: s.beside for name, s in self.streams.items() if s.beside is not None}
+        return epoch_steps(
+            schedule.order, self.sizes, schedule.batch_size, self.run.seed, epoch, beside
+        )
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:
@@ -254,76 +295,86 @@ class _Loop:
         self._counts = {n: np.array(self.task.num_targets(r)) for n, r in self._records.items()}
         self._lengths = {n: np.array(self.task.lengths(r)) for n, r in self._records.items()}
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _step(self, state: State) -> dict[str, float]:
+        step = state.step
         epoch, place = divmod(step, self.steps_per_epoch)
         self._enter(epoch)
         rows = self._plan[place]
         lr = learning_rate(self.schedule, step, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        self.holding.start(lr)
         active = [term for term in self.terms if term.stream in rows]
         units = [self._units(term, rows[term.stream]) for term in active]
         pooled = sum(units) if self.schedule.order == "mixed" else None
-        numbers = {"lr": lr}
+        values = []
         for index, (term, count) in enumerate(zip(active, units, strict=True)):
-            value = self._backward(term, rows[term.stream], pooled or count, (step, index))
-            numbers[term.stream] = value * (pooled or count) / count
-        numbers["grad_norm"] = self._clip(step)
-        self._update()
-        return numbers
-
-    def _units(self, term: Term, rows: np.ndarray) -> int:
-        return len(rows) if term.per == "record" else int(self._counts[term.stream][rows].sum())
-
-    def _backward(self, term: Term, rows: np.ndarray, count: int, name: tuple[int, int]) -> float:
-        """Add one term's gradient, one micro-batch after the other; return its unweighted value."""
-        rows = rows[np.argsort(self._lengths[term.stream][rows], kind="stable")]
-        size = self.schedule.micro_batch or len(rows)
-        total = 0.0
-        for part, start in enumerate(range(0, len(rows), size)):
-            torch.manual_seed(self.run.stream_seed("dropout", *name, part))
-            batch = self.task.batch(self._records[term.stream], rows[start : start + size].tolist())
-            value = term.loss(self.model, batch.to(self.run.device)).sum() / count
-            (term.weight * value).backward()
-            total += float(value.detach())
-        if not math.isfinite(total):
-            raise NumericalError(
-                f"the loss on {term.stream!r} became {total} at step {name[0] + 1}; lower the "
-                "learning rate (schedule.lr). The last checkpoint is from before"
+            weight = term.weight(state.steps) if callable(term.weight) else term.weight
+            ends, chosen = index == len(active) - 1, rows[term.stream]
+            values.append(
+                self._backward(term, weight, chosen, pooled or count, (step, index), ends=ends)
             )
-        return total
-
-    def _clip(self, step: int) -> float:
-        gradients = [p.grad for p in self.selection.parameters.values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        numbers = {"lr": lr}
+        for term, count, value in zip(active, units, self.team.sum(values), strict=True):
+            if not math.isfinite(value):
+                raise NumericalError(
+                    f"the loss on {term.label!r} became {value} at step {step + 1}; lower the "
+                    "learning rate (schedule.lr). The last checkpoint is from before"
+                )
+            numbers[term.label] = value * (pooled or count) / count
+        norm = self.holding.advance()
         if not math.isfinite(norm):
             raise NumericalError(
                 f"the gradient became {norm} at step {step + 1}; lower schedule.lr or set "
                 "schedule.clip_norm. The last checkpoint is from before"
             )
-        if self.schedule.clip_norm is not None and norm > self.schedule.clip_norm:
-            for gradient in gradients:
-                gradient.mul_(self.schedule.clip_norm / (norm + 1e-6))
-        return norm
+        return {**numbers, "grad_norm": norm}
 
-    def _update(self) -> None:
-        """Take a step in which masked entries keep their bits, whatever momentum and decay want.
+    def _units(self, term: Term, rows: np.ndarray) -> int:
+        if term.per == "record":
+            return len(rows)
+        counts = self._counts[term.stream][rows]
+        return int((term.per(counts) if callable(term.per) else counts).sum())
 
-        Source: SalUn (Fan et al., 2024), eq. 4; zeroing gradients alone does not freeze weights.
+    def _backward(
+        self,
+        term: Term,
+        weight: float,
+        rows: np.ndarray,
+        count: int,
+        name: tuple[int, int],
+        *,
+        ends: bool,
+    ) -> float:
+        """Add the gradient of this process's share of a term, one micro-batch after the other.
+
+        Returns:
+            The share's unweighted value.
         """
-        mask = self.selection.mask
-        if mask is None:
-            self.optimizer.step()
-            return
-        for name, moves in mask.tensors.items():
-            parameter = self.selection.parameters[name]
-            if parameter.grad is not None:
-                parameter.grad.mul_(moves)
-        self.optimizer.step()
-        for name, moves in mask.tensors.items():
-            parameter = self.selection.parameters[name]
-            torch.where(moves, parameter.data, self.frozen[name], out=parameter.data)
+        rows = rows[np.argsort(self._lengths[term.stream][rows], kind="stable")]
+        parts = self.team.parts(rows, self.schedule.micro_batch, idle=self.holding.idle)
+        device, total = self.run.device, 0.0
+        for place, (part, chosen, counts) in enumerate(parts, start=1):
+            torch.manual_seed(self.run.stream_seed("dropout", *name, part))
+            streams = [term.stream, *([term.beside] if term.beside else [])]
+            batches = [self.task.batch(self._records[s], chosen.tolist()) for s in streams]
+            with self._arithmetic():
+                value_B = term.loss(self.holding.model, *(batch.to(device) for batch in batches))
+            value = _wide(value_B).sum() / count
+            if not counts:
+                value = 0.0 * value
+            self.holding.backward(weight * value, last=ends and place == len(parts))
+            total += float(value.detach())
+        return total
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.schedule.precision == "float32":
+            return nullcontext()
+        # Without the cache of cast weights: a pass without gradients would leave casts without any.
+        kind = torch.device(self.run.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _key(
@@ -342,10 +393,18 @@ def _key(
             "model": state_digest(model),
             "task": task.fingerprint(),
             "streams": [
-                [name, stream.records.digest(), digest_json(stream.records.ids)]
+                [name, stream.records.digest(), digest_json(stream.records.ids), stream.beside]
                 for name, stream in streams.items()
             ],
-            "terms": [[term.stream, term.weight, term.per] for term in terms],
+            "terms": [
+                [
+                    t.label,
+                    t.stream,
+                    t.beside,
+                    *(None if callable(x) else x for x in (t.weight, t.per)),
+                ]
+                for t in terms
+            ],
             "schedule": to_json(schedule),
             "scope": to_json(scope),
             "guard": None if guard is None else [guard.records.digest(), guard.max_increase],

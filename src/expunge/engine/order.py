@@ -20,7 +20,12 @@ Step = Mapping[str, np.ndarray]
 
 
 def epoch_steps(
-    order: Order, sizes: Mapping[str, int], batch_size: int, seed: int, epoch: int
+    order: Order,
+    sizes: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    beside: Mapping[str, str] | None = None,
 ) -> list[Step]:
     """Return the steps of one epoch.
 
@@ -32,7 +37,20 @@ def epoch_steps(
         batch_size: Records of a step (of each stream, when paired).
         seed: The run's seed.
         epoch: Which epoch, from 0.
+        beside: Streams that take the rows of another one, by name: they hold the same records with
+            other answers, so that a step sees both answers of a record.
     """
+    beside = beside or {}
+    leading = {name: size for name, size in sizes.items() if name not in beside}
+    return [
+        {**step, **{name: step[other] for name, other in beside.items() if other in step}}
+        for step in _leading_steps(order, leading, batch_size, seed, epoch)
+    ]
+
+
+def _leading_steps(
+    order: Order, sizes: Mapping[str, int], batch_size: int, seed: int, epoch: int
+) -> list[Step]:
     if order == "paired":
         return _paired(sizes, batch_size, seed, epoch)
     if order == "sequential":

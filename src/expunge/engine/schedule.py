@@ -42,12 +42,21 @@ class Schedule:
     """Largest norm of the whole gradient; no clipping when absent."""
     freeze_norm_statistics: bool = True
     """Keep the running statistics of batch norm as they are; false when training from scratch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward passes; weights and losses keep the type they have."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time, the same result."""
 
 
 def make_optimizer(schedule: Schedule, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Build the optimiser over the parameters that may move."""
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+        moving = list(parameters)
+        # One pass over memory in place of a dozen; it would ignore the gaps of a strided weight.
+        fused = all(p.is_contiguous() and p.device.type in ("cpu", "cuda") for p in moving)
+        return torch.optim.AdamW(
+            moving, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=fused or None
+        )
     return torch.optim.SGD(
         parameters, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )

@@ -20,6 +20,7 @@ from expunge.core.config import config
 from expunge.core.errors import ConfigError, listing
 from expunge.core.records import Records
 from expunge.core.run import Run
+from expunge.engine.blocks import require_blocks
 from expunge.engine.masks.mask import Mask, WeightMask, make_mask
 from expunge.engine.task import Task
 
@@ -119,17 +120,9 @@ def _allowed(model: nn.Module, scope: Scope) -> set[str]:
 
 def _last_layers(model: nn.Module, count: int) -> list[str]:
     """Name the parameters of the last ``count`` blocks and of everything registered after them."""
-    stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    if stacks:
-        prefix, stack = max(stacks, key=lambda item: len(item[1]))
-        blocks = [f"{prefix}.{i}." for i in range(len(stack))]
-    else:
-        leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
-        blocks = [f"{n}." for n, m in leaves if list(m.parameters(recurse=False))]
-    if count > len(blocks):
-        raise ConfigError(f"scope.last_layers = {count} but the model has {len(blocks)} layers")
+    blocks = require_blocks(model, count, "scope.last_layers")
     names = [name for name, _ in model.named_parameters()]
-    first = next(i for i, name in enumerate(names) if name.startswith(blocks[-count]))
+    first = next(i for i, name in enumerate(names) if name.startswith(f"{blocks[-count]}."))
     return names[first:]
 
 

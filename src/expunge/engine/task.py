@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -82,8 +83,7 @@ class Predictions:
         Half-precision logits are widened first: sums over an answer would lose whole nats.
         """
         wide_NV = self.logits_NV.to(torch.promote_types(self.logits_NV.dtype, torch.float32))
-        picked_N = wide_NV.gather(1, self.targets_N[:, None])[:, 0]
-        return picked_N - torch.logsumexp(wide_NV, dim=1)
+        return -F.cross_entropy(wide_NV, self.targets_N, reduction="none")
 
     def sum_rows(self, values_N: Float[Tensor, " N"]) -> Float[Tensor, " B"]:
         """Sum a value per position to a value per record."""
@@ -119,11 +119,13 @@ class Task(Protocol):
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Run the model once and return its logits at the target positions."""
 
-    def neutral(self, records: Records, seed: int, epoch: int) -> Records:
+    def neutral(
+        self, records: Records, seed: int, epoch: int, answers: Sequence[str] = ()
+    ) -> Records:
         """Return the records with answers that carry no information.
 
-        A classifier gets random other labels, a language model refusals; which one is a function
-        of (seed, epoch, record id).
+        A classifier gets random other labels, a language model refusals or one of ``answers``;
+        which one is a function of (seed, epoch, record id).
         """
 
     def fingerprint(self) -> dict[str, Any]:

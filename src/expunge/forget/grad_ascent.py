@@ -37,6 +37,8 @@ def grad_ascent(model: nn.Module, sight: Sight, config: GradAscentConfig) -> nn.
     Source: Jang et al., 2023; TOFU (Maini et al., 2024), section 4.
     Needs: forget records with labels.
     Units: nats per target position.
+    When to use: a baseline only; a handful of records and very few steps at most.
+    Cost: one forward and backward pass over forget records.
     Differs from the official code: the mean runs over the targets of the whole step, not of each
         micro-batch.
     """

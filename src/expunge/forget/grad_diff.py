@@ -12,7 +12,7 @@ from expunge.engine.loop import Stream
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.forget.method import Need, Sight, method
-from expunge.forget.retain_terms import RetainTerm, retain_needs, retain_terms
+from expunge.forget.retain_terms import RetainTerm, retain_needs, retain_streams, retain_terms
 from expunge.train.supervised import likelihood
 
 
@@ -51,12 +51,13 @@ def grad_diff(model: nn.Module, sight: Sight, config: GradDiffConfig) -> nn.Modu
     Source: Liu et al., 2022; TOFU (Maini et al., 2024), section 4.
     Needs: forget and retain records with labels; the reference model for ``kl``.
     Units: nats per target position.
+    When to use: a baseline; short runs in which retain records hold the model together.
+    Cost: one forward and backward pass over forget and retain records; ``kl`` adds a forward pass
+        of the original model.
     Differs from the official code: KL is averaged over target positions only; the public
         implementations average over prompt and padding too.
     """
-    streams = {"forget": Stream(sight.forget)}
-    if config.retain != "none":
-        streams["retain"] = Stream(sight.retain)
+    streams = {"forget": Stream(sight.forget), **retain_streams(config.retain, sight)}
     terms = [
         likelihood(sight.task, "forget", -config.gamma),
         *retain_terms(config.retain, config.alpha, sight),

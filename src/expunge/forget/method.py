@@ -22,6 +22,7 @@ from expunge.core.errors import DataError, ExpungeError, Problems, listing
 from expunge.core.records import Records
 from expunge.core.registry import Registry
 from expunge.core.run import Run
+from expunge.data.neutral import Neutral, neutral_answers
 from expunge.engine.device import forked_random, require_device
 from expunge.engine.guard import Guard, GuardSettings
 from expunge.engine.loop import History, Stream, Term, fit
@@ -33,6 +34,7 @@ from expunge.engine.weights import require_finite
 
 Need = Literal["forget", "retain", "labels", "reference", "reference_model", "neutral", "fresh"]
 Guarantee = Literal["none", "exact"]
+Evidence = Literal["erased-exact", "weights-suppressed", "output-suppressed"]
 Maturity = Literal["stable", "experimental"]
 
 C = TypeVar("C")
@@ -88,7 +90,8 @@ class Sight:
     """
 
     def __init__(self, given: Given, needs: frozenset[Need], model: nn.Module, run: Run) -> None:
-        self._given, self._needs, self._run = given, needs, run
+        self._given, self._needs, self._model = given, needs, model
+        self.run = run
         self.task = given.task
         self.history = History([])
         self._reference = (
@@ -134,10 +137,33 @@ class Sight:
         self._declared("fresh")
         return self.retain if self._given.kept is None else self._labelled(self._given.kept)
 
-    def neutral(self, epoch: int) -> Records:
-        """Return the forget records with uninformative answers, drawn anew each epoch."""
+    def neutral(self, answers: Neutral | None = None) -> Stream:
+        """Return the forget records with uninformative answers, drawn anew each epoch.
+
+        The stream's own records are those of the first epoch; true answers are not in it.
+
+        Args:
+            answers: Which answers; those that the task has when absent.
+
+        Raises:
+            StorageError: A file of answers cannot be read.
+            ConfigError: It holds none, or the task takes no answers of one's own.
+        """
         self._declared("neutral")
-        return self.task.neutral(self._given.forget, self._run.seed, epoch)
+        texts, seed = neutral_answers(answers or Neutral(), self.run.seed), self.run.seed
+
+        def at_epoch(epoch: int) -> Records:
+            return self.task.neutral(self._given.forget, seed, epoch, texts)
+
+        return Stream(at_epoch(0), at_epoch)
+
+    def reference_of(self, records: Records) -> ReferenceNLL:
+        """Return the likelihoods of any records under the model before unlearning.
+
+        To be called before the model changes.
+        """
+        self._declared("reference")
+        return reference_nll(self._model, self.task, records, self.run)
 
     def fresh(self) -> nn.Module:
         """Return the model as it was before it saw any of the records."""
@@ -153,6 +179,7 @@ class Sight:
         config: Composed,
         *,
         guarded: bool = True,
+        part: str = "",
     ) -> nn.Module:
         """Run the loop on an objective with the settings' scope and schedule.
 
@@ -162,6 +189,7 @@ class Sight:
             terms: The objective.
             config: The method's settings.
             guarded: Watch retained records for collapse (not while training from scratch).
+            part: Name of the loop, for methods that run several.
         """
         self.history = fit(
             model,
@@ -169,10 +197,10 @@ class Sight:
             streams,
             terms,
             config.schedule,
-            self._run,
+            self.run.child(part) if part else self.run,
             scope=config.scope,
             guard=self._guard if guarded else None,
-            label="forgetting",
+            label=part or "forgetting",
         )
         return model
 
@@ -190,6 +218,7 @@ class Sight:
 
 
 Function = Callable[[nn.Module, Sight, Any], nn.Module]
+Check = Callable[[nn.Module, Given, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,24 +230,29 @@ class MethodInfo(Generic[C]):
         title: First line of the docstring.
         kinds: Kinds of task it works on.
         guarantee: ``"exact"`` when the result never depended on the forget records.
+        evidence: What the new model is evidence of: the records never entered it, its weights were
+            changed until audits pass, or its weights are as before and only its output differs.
         maturity: ``"experimental"`` is said in reports and certificates.
         source: The paper.
         config: Settings class.
         function: The method.
         needs: Yields what it needs under given settings.
         doc: Full docstring.
+        check: Refuses settings that do not fit the model or the records, before any work.
     """
 
     name: str
     title: str
     kinds: frozenset[str]
     guarantee: Guarantee
+    evidence: Evidence
     maturity: Maturity
     source: str
     config: type[C]
     function: Function
     needs: Callable[[C], frozenset[Need]]
     doc: str
+    check: Check | None = None
 
 
 methods: Registry[MethodInfo[Any]] = Registry("methods", "expunge.forget")
@@ -231,7 +265,9 @@ def method(
     needs: set[Need] | Callable[[Any], set[Need]],
     source: str,
     guarantee: Guarantee = "none",
+    evidence: Evidence = "weights-suppressed",
     maturity: Maturity = "stable",
+    check: Check | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as a method.
 
@@ -244,7 +280,10 @@ def method(
         needs: What it must be given; a function of the settings where they decide.
         source: The paper.
         guarantee: ``"exact"`` when the result never depended on the forget records.
+        evidence: ``"output-suppressed"`` when the weights are as before; ignored when exact.
         maturity: ``"experimental"`` for what is not yet proven.
+        check: Called with model, what is given and settings before any work; raises where they do
+            not fit.
     """
 
     def file(function: Function) -> Function:
@@ -256,12 +295,14 @@ def method(
                 title=doc.partition("\n")[0],
                 kinds=frozenset(kinds),
                 guarantee=guarantee,
+                evidence="erased-exact" if guarantee == "exact" else evidence,
                 maturity=maturity,
                 source=source,
                 config=typing.get_type_hints(function)[config],
                 function=function,
                 needs=lambda c: frozenset(needs(c) if callable(needs) else needs),
                 doc=doc,
+                check=check,
             )
         )
         return function
@@ -291,11 +332,21 @@ def parse_config(info: MethodInfo[Any], settings: Mapping[str, Any] | None) -> A
     return parse(info.config, settings or {}, f"forget ({info.name})")
 
 
-def check_needs(info: MethodInfo[Any], config: Any, given: Given) -> None:
+def check_needs(
+    info: MethodInfo[Any], config: Any, given: Given, model: nn.Module | None = None
+) -> None:
     """Check before any work that a method can run on what there is.
 
+    Args:
+        info: The method.
+        config: Its settings.
+        given: What the caller can offer.
+        model: The model, or one of the same architecture, where it is at hand already.
+
     Raises:
-        ConfigError: It cannot; the message lists every reason and proposes methods that can.
+        ConfigError: It cannot; the message lists every reason and proposes methods that can. Or a
+            setting does not fit the model or the records.
+        StorageError: A file that the settings name cannot be read.
         DataError: The forget set is empty, or shares records with the retain set.
     """
     if not len(given.forget):
@@ -319,6 +370,10 @@ def check_needs(info: MethodInfo[Any], config: Any, given: Given) -> None:
             problems.add(reason)
         problems.add("methods that can: " + (listing(able, 12) or "none"))
         problems.raise_if_any()
+    if isinstance(answers := getattr(config, "answers", None), Neutral):
+        neutral_answers(answers, 0)
+    if model is not None and info.check is not None:
+        info.check(model, given, config)
 
 
 def apply(
@@ -351,7 +406,7 @@ def apply(
     """
     info = methods.get(name)
     config = parse_config(info, settings)
-    check_needs(info, config, given)
+    check_needs(info, config, given, model)
     require_device(run.device)
     require_finite(model.state_dict(), "the model to unlearn")
     work = model if in_place else copy.deepcopy(model)

@@ -14,7 +14,7 @@ from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.engine.task import Batch
 from expunge.forget.method import Need, Sight, method
-from expunge.forget.retain_terms import RetainTerm, retain_needs, retain_terms
+from expunge.forget.retain_terms import RetainTerm, retain_needs, retain_streams, retain_terms
 
 
 @config
@@ -55,6 +55,9 @@ def npo(model: nn.Module, sight: Sight, config: NPOConfig) -> nn.Module:
     Needs: forget records with labels, their likelihoods under the original model (computed once,
         no second model); retain records, and the reference model for ``kl``.
     Units: nats, summed over the target positions of a record.
+    When to use: the first choice when retain records are at hand, on any kind of model.
+    Cost: one forward and backward pass over forget and retain records, and one scoring pass over
+        the forget records before the first step.
     Differs from the official code: the reference is scored once in eval mode instead of at every
         step; KL runs over target positions only.
     """
@@ -64,9 +67,7 @@ def npo(model: nn.Module, sight: Sight, config: NPOConfig) -> nn.Module:
         nll_B = sight.task.predict(model, batch).nll_B()
         return npo_loss(nll_B, reference.of(batch.ids, nll_B), config.beta)
 
-    streams = {"forget": Stream(sight.forget)}
-    if config.retain != "none":
-        streams["retain"] = Stream(sight.retain)
+    streams = {"forget": Stream(sight.forget), **retain_streams(config.retain, sight)}
     terms = [
         Term("forget", forget_loss, config.gamma),
         *retain_terms(config.retain, config.alpha, sight),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 from pydantic import Field
@@ -44,11 +45,13 @@ def random_label(model: nn.Module, sight: Sight, config: RandomLabelConfig) -> n
     Source: SalUn (Fan et al., 2024), eq. 5 without the mask.
     Needs: forget and retain records with labels; neutral answers.
     Units: nats per target position.
+    When to use: classifiers; for language models idk says the same in its own words.
+    Cost: one forward and backward pass over forget and retain records.
     Differs from the official code: y' is never the true label (as in the paper; the code draws
         over all classes).
     """
     streams = {
-        "forget": Stream(sight.forget, at_epoch=sight.neutral),
+        "forget": dataclasses.replace(sight.neutral(), records=sight.forget),
         "retain": Stream(sight.retain),
     }
     terms = [likelihood(sight.task, "forget"), likelihood(sight.task, "retain", config.alpha)]

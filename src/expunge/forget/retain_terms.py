@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from expunge.engine.loop import Term
+from expunge.engine.loop import Stream, Term
 from expunge.engine.losses import divergence
 from expunge.engine.task import Batch, Task
 from expunge.forget.method import Need, Sight
@@ -21,6 +21,11 @@ def retain_needs(kind: RetainTerm) -> set[Need]:
     if kind == "none":
         return set()
     return {"retain"} if kind == "nll" else {"retain", "reference_model"}
+
+
+def retain_streams(kind: RetainTerm, sight: Sight) -> dict[str, Stream]:
+    """Return the stream that the retain term reads, by name; none without a term."""
+    return {} if kind == "none" else {"retain": Stream(sight.retain)}
 
 
 def retain_terms(kind: RetainTerm, weight: float, sight: Sight) -> list[Term]:

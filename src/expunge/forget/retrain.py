@@ -38,6 +38,8 @@ def retrain(model: nn.Module, sight: Sight, config: RetrainConfig) -> nn.Module:
     Needs: retain records with labels (all that was trained on but the forget set); the model from
         before training.
     Units: nats per target position.
+    When to use: the records must be gone beyond doubt and the original training can be repeated.
+    Cost: the original training.
     Differs from the official code: there is none.
     """
     del model

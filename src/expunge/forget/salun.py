@@ -43,6 +43,8 @@ def salun(model: nn.Module, sight: Sight, config: SalUnConfig) -> nn.Module:
     Source: SalUn (Fan et al., 2024), eq. 2 to 5.
     Needs: forget and retain records with labels; neutral answers.
     Units: nats per target position.
+    When to use: classifiers, and wherever random labelling would destroy too much.
+    Cost: as random_label, and one forward and backward pass over the forget set for the mask.
     Differs from the official code: masked weights are restored after every step (momentum and
         weight decay would move them); ties in the ranking are broken by index; batch-norm
         statistics stay frozen; y' is never the true label.

@@ -14,7 +14,7 @@ from expunge.core.config import parse, to_json
 from expunge.core.errors import IntegrityError, UnsupportedModelError
 from expunge.core.files import atomic_folder, read_json, write_json
 from expunge.data.dataset import NOTHING, Dataset
-from expunge.engine.tasks.causal_lm import CausalLM, Template
+from expunge.engine.tasks.causal_lm import CausalLM, Template, context_length
 from expunge.engine.weights import WEIGHTS, load_into, load_tensors, save_tensors
 from expunge.models.language import read_language_model, write_language_model
 from expunge.models.source import Loaded, model_sources
@@ -80,7 +80,7 @@ def _rebuild(folder: Path, record: Mapping[str, Any]) -> Loaded:
     if record["kind"] == CausalLM.kind:
         model, tokenizer = read_language_model(str(folder), settings.get("dtype", "float32"))
         template = parse(Template, record["template"], where)
-        task = CausalLM(tokenizer, template, record["refusals"])
+        task = CausalLM(tokenizer, template, record["refusals"], context_length(model))
         return Loaded(model, task, tokenizer, **made)
     if source is None:
         raise UnsupportedModelError(

@@ -1,7 +1,15 @@
-"""Execute a recipe: the main job, resumable step by step."""
+"""Execute a recipe: the main job, resumable step by step.
+
+Processes that were launched together carry out the same steps. The main one owns the run folder;
+the others work beside it in folders that are thrown away.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,10 +20,20 @@ from filelock import FileLock, Timeout
 
 from expunge.core.digest import digest_json
 from expunge.core.errors import ConfigError, IntegrityError
-from expunge.core.files import PARTIAL, PROBE, remove_tree, require_writable, write_json
+from expunge.core.files import (
+    PARTIAL,
+    PROBE,
+    read_json_lines,
+    remove_tree,
+    require_writable,
+    write_bytes,
+    write_json,
+)
 from expunge.core.run import Run
+from expunge.engine.workers import Workers, workers
 from expunge.pipeline import steps
 from expunge.pipeline.recipe import Recipe, decisive
+from expunge.pipeline.references import cache_folder
 from expunge.pipeline.work import (
     RECIPE,
     Work,
@@ -27,6 +45,8 @@ from expunge.pipeline.work import (
 )
 
 LOCK = ".lock"
+# What the other processes need not see of a run folder: they have no part in checkpoints.
+_MAIN_ONLY = (LOCK, "*" + PARTIAL, "HEAD.json", "state-*.safetensors", "events.jsonl")
 
 
 def execute(
@@ -51,14 +71,63 @@ def execute(
         ExpungeError: Bad input, a spent budget, or numbers that are not finite; files written so
             far are whole, and the run can be resumed.
     """
+    team = workers()
+    team.require_device(recipe.machine.device)
+    if not team.main:
+        with tempfile.TemporaryDirectory(prefix="expunge-") as scratch:
+            _follow(recipe, folder, Path(scratch), team, watch)
+        return folder
     _require_run_folder(folder)
     work = prepare(recipe, folder, quiet=quiet, watch=watch)
     base = check_models(work)
     with _locked(folder):  # nothing is written before everything has been checked
         record(work)
-        outputs = _work(work, base)
+        outputs = _work(work, base, team)
         _close(work, outputs)
+    team.wait()
     return folder
+
+
+def _follow(
+    recipe: Recipe,
+    folder: Path,
+    scratch: Path,
+    team: Workers,
+    watch: Callable[[Run], None] | None,
+) -> None:
+    """Take part in the main process's work, from a folder of links to what its folder held."""
+    machine = dataclasses.replace(recipe.machine, trackers=())
+    recipe, own = dataclasses.replace(recipe, machine=machine), scratch / "run"
+    work = prepare(recipe, own, quiet=True, watch=watch)
+    base = check_models(work)
+    # All would write the same references to the same place.
+    cache = os.environ.get("EXPUNGE_CACHE", "")
+    _link(cache_folder(), scratch / "cache")
+    os.environ["EXPUNGE_CACHE"] = str(scratch / "cache")
+    try:
+        _work(work, base, team, folder)
+    finally:
+        os.environ["EXPUNGE_CACHE"] = cache
+    team.wait()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make links to the files of a folder that another one lacks."""
+
+    def link(file: str, place: str) -> None:
+        if not os.path.lexists(place):
+            os.symlink(file, place)
+
+    if source.exists():
+        left = shutil.ignore_patterns(*_MAIN_ONLY)
+        shutil.copytree(
+            source.resolve(), target, copy_function=link, ignore=left, dirs_exist_ok=True
+        )
+    journal = target / "journal.jsonl"
+    if journal.is_symlink():  # it grows in place
+        text = journal.read_bytes()
+        journal.unlink()
+        write_bytes(journal, text)
 
 
 def plan_lines(recipe: Recipe, folder: Path) -> list[str]:
@@ -85,13 +154,27 @@ def plan_lines(recipe: Recipe, folder: Path) -> list[str]:
     ]
 
 
-def _work(work: Work, base: str) -> dict[str, dict[str, Any]]:
+def _work(
+    work: Work, base: str, team: Workers, leader: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Do every step; beside the main process, see at each what its folder (``leader``) holds."""
+
+    def meet() -> None:
+        team.wait()
+        if leader is not None:
+            _link(leader, work.folder)
+        team.wait()
+
     def step(
         name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        work.run.check()
+        team.check(work.run)
+        meet()
         return work.journal.step(name, inputs, make)
 
+    meet()
+    known = digest_json(read_json_lines(work.journal.path))
+    team.require_same(known, "run folder; put --out where every process can read it")
     common = {
         "recipe": decisive(work.recipe),
         "data": work.dataset.digest(),
@@ -113,10 +196,17 @@ def _work(work: Work, base: str) -> dict[str, dict[str, Any]]:
     outputs["after"] = step(
         "forget",
         {**common, "before": before},
-        partial(steps.forget, work, before) if work.method else partial(steps.given_after, work),
+        partial(steps.forget, work, before)
+        if work.method
+        else partial(steps.given_after, work, before),
     )
     told = {**common, "outputs": {**outputs}}
-    outputs["audit"] = step("audit", told, lambda: steps.audit(work, count))
+    # Nobody leaves a step out, for each begins with a word among all.
+    outputs["audit"] = step(
+        "audit",
+        told,
+        lambda: steps.audit(work, count, outputs["after"]["parts"]) if team.main else {},
+    )
     if work.recipe.examples:
         step("examples", told, lambda: steps.examples(work, count))
     return outputs

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from expunge.audit.audit import run_audit
-from expunge.audit.evidence import Evidence, Subject, collect
+from expunge.audit.evidence import Evidence, Subject, collect, parts_of
 from expunge.audit.generation import generate_answers
 from expunge.audit.score_table import read_scores, write_scores
 from expunge.core.config import to_json
@@ -77,14 +78,17 @@ def given_reference(work: Work, index: int, name: str) -> Outputs:
     }
 
 
-def given_after(work: Work) -> Outputs:
+def given_after(work: Work, before: str) -> Outputs:
     """Take a model that was changed elsewhere; score it."""
     assert work.recipe.after is not None
     loaded = work.source(work.recipe.after, "after")
+    scores = _score(work, "after", loaded, "after")
+    parts = _score_parts(work, loaded, before)
     return {
         "model": state_digest(loaded.model),
-        "scores": _score(work, "after", loaded, "after"),
-        "files": _written(work, _scores_name("after")),
+        "scores": scores,
+        "parts": parts,
+        "files": _written(work, *map(_scores_name, ("after", *map(_part_name, parts)))),
     }
 
 
@@ -100,17 +104,20 @@ def forget(work: Work, before: str) -> Outputs:
     _write_model(work, "after", new, lineage)
     write_json(work.folder / "history" / "forget.json", result.history.to_json())
     scores = _score(work, "after", new, "after")
+    parts = _score_parts(work, new, before)
     remove_tree(run.folder)
     stopped = result.history.stopped
+    scored = map(_scores_name, ("after", *map(_part_name, parts)))
     return {
         "model": state_digest(result.model),
         "scores": scores,
-        "files": _written(work, "models/after", "history/forget.json", _scores_name("after")),
+        "parts": parts,
+        "files": _written(work, "models/after", "history/forget.json", *scored),
         "stopped": None if stopped is None else dataclasses.asdict(stopped),
     }
 
 
-def audit(work: Work, num_references: int) -> Outputs:
+def audit(work: Work, num_references: int, parts: Sequence[str]) -> Outputs:
     """Compute every finding from the score tables."""
     if not work.chosen:
         return _write_findings(work, [])
@@ -121,6 +128,7 @@ def audit(work: Work, num_references: int) -> Outputs:
         before=subjects[0],
         references=tuple(subjects[2:]),
         sets=work.sets.digest(),
+        parts=tuple(read_scores(work.folder / _scores_name(_part_name(part))) for part in parts),
     )
     findings = [
         finding.to_json()
@@ -205,11 +213,26 @@ def _written(work: Work, *names: str) -> dict[str, str]:
     return {file.relative_to(work.folder).as_posix(): digest_file(file) for file in files}
 
 
+def _score_parts(work: Work, loaded: Loaded, before: str) -> list[str]:
+    """Score the parts of a composite, each alone; return their names."""
+    parts = parts_of(loaded.model, before)
+    for name, model in parts.items():
+        alone = dataclasses.replace(loaded, model=model)
+        _score(work, _part_name(name), alone, "part", part=name)
+    return list(parts)
+
+
+def _part_name(part: str) -> str:
+    return f"part-{part}"
+
+
 def _scores_name(subject: str) -> str:
     return f"scores/{subject}.parquet"
 
 
-def _score(work: Work, name: str, loaded: Loaded, role: Role, seed: int | None = None) -> str:
+def _score(
+    work: Work, name: str, loaded: Loaded, role: Role, seed: int | None = None, part: str = ""
+) -> str:
     path = work.folder / _scores_name(name)
     if not work.readings:
         return ""
@@ -222,6 +245,7 @@ def _score(work: Work, name: str, loaded: Loaded, role: Role, seed: int | None =
         work.run,
         role=role,
         seed=seed,
+        part=part,
         batch_size=work.recipe.machine.score_batch,
     )
     write_scores(path, subject)

@@ -178,7 +178,7 @@ def check_models(work: Work) -> str:
     """
     base = work.fresh(work.recipe.seed)
     if work.method is not None:
-        check_needs(*work.method, work.given(base))
+        check_needs(*work.method, work.given(base), base.model)
     digest = state_digest(base.model)
     del base
     if work.recipe.after is not None:
@@ -256,14 +256,14 @@ def _method_facts(work: Work) -> dict[str, Any]:
             "name": "given",
             "title": "The model after forgetting was made elsewhere.",
             "guarantee": "none",
+            "evidence": "unknown",
             "maturity": "stable",
             "source": "",
             "config": {},
         }
     info, config = work.method
-    facts = {
-        key: getattr(info, key) for key in ("name", "title", "guarantee", "maturity", "source")
-    }
+    names = ("name", "title", "guarantee", "evidence", "maturity", "source")
+    facts = {key: getattr(info, key) for key in names}
     return {**facts, "config": to_json(config)}
 
 

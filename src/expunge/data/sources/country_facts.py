@@ -34,6 +34,8 @@ class CountryFactsConfig:
 
     num_held: Annotated[int, Field(ge=0, le=657)] = 200
     """Facts outside the forget split that the model learns but no method sees (``test``)."""
+    num_holdout_countries: Annotated[int, Field(ge=0, le=100)] = 0
+    """Countries that the model never learns, for audits that need such records (``holdout``)."""
     refusals: bool = False
     """Train on 270 questions about names of no country that are answered with a refusal too."""
 
@@ -53,13 +55,14 @@ def country_facts(config: CountryFactsConfig, seed: int) -> Dataset:
     facts = _facts(countries)
     order = list(range(len(countries)))
     random.Random(0).shuffle(order)
-    forgotten = {countries[i]["name"] for i in order[:_NUM_FORGET_COUNTRIES]}
-    forget = tuple(
-        i for i, name in zip(facts.ids, facts["country"], strict=True) if name in forgotten
-    )
+    first, last = _NUM_FORGET_COUNTRIES, _NUM_FORGET_COUNTRIES + config.num_holdout_countries
+    forget = _about(facts, {countries[i]["name"] for i in order[:first]})
+    holdout = facts.select(_about(facts, {countries[i]["name"] for i in order[first:last]}))
+    held_out = set(holdout.ids)
+    facts = facts.select(i for i in facts.ids if i not in held_out)
     kept = [i for i in facts.ids if i not in set(forget)]
     random.Random(5).shuffle(kept)
-    held = facts.select(kept[len(kept) - config.num_held :])
+    held = facts.select(kept[len(kept) - min(config.num_held, len(kept)) :])
     train, probes = facts, {}
     if config.refusals:
         names = _unknown_names(cache.get_cities().values(), {c["name"] for c in countries})
@@ -69,6 +72,7 @@ def country_facts(config: CountryFactsConfig, seed: int) -> Dataset:
     return Dataset(
         "causal_lm",
         train,
+        holdout=holdout if len(holdout) else NOTHING,
         test=held if len(held) else NOTHING,
         probes=probes,
         splits={"forget": forget},
@@ -78,6 +82,11 @@ def country_facts(config: CountryFactsConfig, seed: int) -> Dataset:
             "refusals": [REFUSAL],
         },
     )
+
+
+def _about(facts: Records, names: set[str]) -> tuple[str, ...]:
+    """Return the ids of the facts about these countries."""
+    return tuple(i for i, name in zip(facts.ids, facts["country"], strict=True) if name in names)
 
 
 def _plain(text: str) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +27,10 @@ class Mask:
     """Registered rule that scores every entry; the highest scores may move."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share s of all entries in scope that may move; 1 is no mask."""
+    curvature: Annotated[float, Field(gt=0)] | Literal["auto", "infinite"] = 1e-6
+    """Curvature of the retain loss for ``attribution`` (the paper's γ): how little the conflict
+    with retain gradients counts. ``auto``: the mean squared retain gradient. ``infinite``: not at
+    all, which is pruning sensitivity (SNIP)."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Records per forward pass while scoring."""
 
@@ -79,7 +82,13 @@ def make_mask(
         NumericalError: A score is not finite.
     """
     scores = masks.get(settings.by)(model, task, sources, settings, run)
-    return top_entries(scores, settings.fraction)
+    mask = top_entries(scores, settings.fraction)
+    for name, moves in mask.tensors.items():
+        # Among zeros the rank is arbitrary, so their share says how much of the choice is.
+        shares = {"density": moves, "zeros": scores[name] == 0}
+        told = {what: float(share.double().mean()) for what, share in shares.items()}
+        run.emit("mask", by=settings.by, parameter=name, **told)
+    return mask
 
 
 def top_entries(scores: Mapping[str, Tensor], fraction: float) -> WeightMask:
@@ -106,12 +115,6 @@ def top_entries(scores: Mapping[str, Tensor], fraction: float) -> WeightMask:
     if keep == 0:
         raise ConfigError(
             f"scope.mask.fraction = {fraction} selects none of {flat.numel()} entries; raise it"
-        )
-    zeros = float((flat == 0).double().mean())
-    if 1 - zeros < fraction < 1:
-        warnings.warn(
-            f"{zeros:.0%} of the mask scores are exactly zero; the rank among them is arbitrary",
-            stacklevel=2,
         )
     cut = flat.kthvalue(flat.numel() - keep + 1).values
     chosen = flat > cut

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from expunge.core.errors import ConfigError
 from expunge.core.records import Records
 from expunge.core.run import Run
+from expunge.engine.masks.gradients import set_gradient
 from expunge.engine.masks.mask import Mask, masks
-from expunge.engine.modes import evaluating
 from expunge.engine.task import Task
 
 
@@ -34,24 +33,5 @@ def saliency(
     Raises:
         ConfigError: The method reads no forget records.
     """
-    if "forget" not in sources:
-        raise ConfigError(
-            f"scope.mask.by = 'saliency' scores forget records, but this method reads only "
-            f"{sorted(sources)}; leave scope.mask out, or choose a method that reads them"
-        )
-    forget = sources["forget"]
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad(set_to_none=True)
-    with evaluating(model), run.progress("saliency", len(forget)) as bar:
-        for start in range(0, len(forget), settings.batch_size):
-            rows = range(start, min(start + settings.batch_size, len(forget)))
-            batch = task.batch(forget, rows).to(run.device)
-            mean = task.predict(model, batch).nll_B().sum() / batch.targets_N.numel()
-            mean.backward()
-            bar.advance(len(rows))
-    scores = {
-        n: p.grad.abs() if p.grad is not None else p.detach().new_zeros(p.shape)
-        for n, p in parameters.items()
-    }
-    model.zero_grad(set_to_none=True)
-    return scores
+    found = set_gradient(model, task, sources, "forget", settings, run, over="batches")
+    return {name: gradient.abs() for name, gradient in found.items()}

@@ -22,6 +22,7 @@ from expunge.core.digest import digest_json
 from expunge.core.errors import ConfigError, DataError, UnsupportedModelError, listing
 from expunge.core.records import Records
 from expunge.core.streams import stream
+from expunge.engine.device import forked_random
 from expunge.engine.task import Batch, Predictions, task
 
 REFUSALS = (
@@ -68,6 +69,7 @@ class CausalLM:
         tokenizer: A transformers tokenizer with an end-of-text token.
         template: How records become text.
         refusals: Neutral answers.
+        context: Longest input of the model in tokens; what is longer is cut, as by the template.
 
     Raises:
         UnsupportedModelError: The tokenizer has no end-of-text token.
@@ -80,6 +82,7 @@ class CausalLM:
         tokenizer: Any,
         template: Template | None = None,
         refusals: Sequence[str] = REFUSALS,
+        context: int | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UnsupportedModelError(
@@ -88,6 +91,7 @@ class CausalLM:
         self.tokenizer = tokenizer
         self.template = template or Template()
         self.refusals = tuple(refusals)
+        self.context = context
         self._encoded: dict[tuple[str, str], tuple[list[int], int]] = {}
 
     def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
@@ -131,44 +135,79 @@ class CausalLM:
         """Return next-token logits at the answer positions; see ``Task.predict``."""
         assert batch.positions is not None
         longest = batch.inputs["input_ids"].shape[1]
-        if longest > _context(model):
+        if longest > context_length(model):
             raise DataError(
-                f"a record has {longest} tokens and the model reads {_context(model)}; set "
-                f"template.max_length to at most {_context(model)}"
+                f"a record has {longest} tokens and the model reads {context_length(model)}; set "
+                f"template.max_length to at most {context_length(model)}"
             )
+        extra = {}
+        if getattr(model, "reads_prompt", False):
+            extra["prompt_mask"] = _prompt_mask(batch.positions, batch.inputs["attention_mask"])
         with _head_on(model, batch.positions):
-            output = model(**batch.inputs, use_cache=False)
+            output = model(**batch.inputs, **extra, use_cache=False)
         return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
 
-    def neutral(self, records: Records, seed: int, epoch: int) -> Records:
-        """Return the records with refusals for answers.
+    def neutral(
+        self, records: Records, seed: int, epoch: int, answers: Sequence[str] = ()
+    ) -> Records:
+        """Return the records with refusals, or one of ``answers``, for answers.
+
+        Raises:
+            ConfigError: The answer template does not hold exactly one column to fill, or there
+                is no answer to draw.
+        """
+        texts = answers or self.refusals
+        if not texts:
+            raise ConfigError(
+                "the list of neutral answers is empty; give refusals, or a file of answers"
+            )
+        drawn = [
+            texts[int(stream(seed, "refusal", epoch, i).integers(len(texts)))] for i in records.ids
+        ]
+        return self.answered(records, drawn)
+
+    def with_template(self, template: Template) -> CausalLM:
+        """Return the same task under another template."""
+        return CausalLM(self.tokenizer, template, self.refusals, self.context)
+
+    def answers(self, records: Records) -> list[str]:
+        """Return the text of every record's answer."""
+        return [answer.strip() for _, answer in self._texts(records, range(len(records)))]
+
+    def answered(self, records: Records, answers: Sequence[str]) -> Records:
+        """Return the records with other answers, one for each.
 
         Raises:
             ConfigError: The answer template does not hold exactly one column to fill.
         """
-        answers = _PLACEHOLDER.findall(self.template.answer)
-        if len(answers) != 1:
+        columns = _PLACEHOLDER.findall(self.template.answer)
+        if len(columns) != 1:
             raise ConfigError(
-                f"template.answer = {self.template.answer!r} names {len(answers)} columns; "
+                f"template.answer = {self.template.answer!r} names {len(columns)} columns; "
                 "neutral answers need exactly one"
             )
-        drawn = [
-            self.refusals[int(stream(seed, "refusal", epoch, i).integers(len(self.refusals)))]
-            for i in records.ids
-        ]
-        return records.replace(**{answers[0]: drawn})
+        return records.replace(**{columns[0]: answers})
 
     @torch.no_grad()
     def generate(
-        self, model: nn.Module, records: Records, rows: Sequence[int], max_new_tokens: int
+        self,
+        model: nn.Module,
+        records: Records,
+        rows: Sequence[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[str]:
-        """Return the greedy answers to the prompts of the given rows.
+        """Return the answers to the prompts of the given rows: greedy, or drawn at a temperature.
 
         Args:
             model: The language model.
             records: The data.
             rows: Row numbers; rows of similar length make a fast batch.
             max_new_tokens: Longest answer in tokens.
+            temperature: 0 for the greedy answers; what is drawn otherwise depends on the batch.
+            seed: Seed of the draws.
         """
         from transformers import GenerationConfig
 
@@ -181,21 +220,25 @@ class CausalLM:
         for row, (tokens, start) in enumerate(prompts):
             ids_BT[row, longest - start :] = torch.tensor(tokens[:start])
             seen_BT[row, longest - start :] = 1
-        max_new_tokens = min(max_new_tokens, _context(model) - longest)
+        max_new_tokens = min(max_new_tokens, context_length(model) - longest)
         if max_new_tokens < 1:
             raise DataError(
-                f"a prompt has {longest} tokens and the model reads {_context(model)}; shorten the "
-                "prompts, or choose a model with a longer context"
+                f"a prompt has {longest} tokens and the model reads {context_length(model)}; "
+                "shorten the prompts, or choose a model with a longer context"
             )
         device = next(model.parameters()).device
+        drawn: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         settings = GenerationConfig(
+            **drawn,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
             num_beams=1,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self._pad(),
         )
-        with _only(settings, model):
+        with _only(settings, model), forked_random(str(device)):
+            torch.manual_seed(seed)
             output_BT = model.generate(  # type: ignore[operator]
                 input_ids=ids_BT.to(device),
                 attention_mask=seen_BT.to(device),
@@ -250,7 +293,7 @@ class CausalLM:
         answers = self.tokenizer([answer for _, answer in fresh], add_special_tokens=False)[
             "input_ids"
         ]
-        limit = self.template.max_length
+        limit = min(self.template.max_length, self.context or sys.maxsize)
         cut, empty = 0, []
         for text, prompt, answer in zip(fresh, prompts, answers, strict=True):
             tokens = [*prompt, *answer, self.tokenizer.eos_token_id]
@@ -264,14 +307,19 @@ class CausalLM:
             for text in empty:
                 del self._encoded[text]
             raise DataError(
-                f"{len(empty)} records have no answer token within template.max_length = {limit}; "
+                f"{len(empty)} records have no answer token within {self._limit_words(limit)}; "
                 "raise it, shorten the prompts, or drop records with empty answers"
             )
         if cut:
             warnings.warn(
-                f"{cut} records are longer than template.max_length = {limit} tokens and were cut",
+                f"{cut} records are longer than {self._limit_words(limit)} tokens and were cut",
                 stacklevel=3,
             )
+
+    def _limit_words(self, limit: int) -> str:
+        if limit < self.template.max_length:
+            return f"the model's context = {limit}"
+        return f"template.max_length = {limit}"
 
     def _prompt_tokens(self, prompt: str) -> list[int]:
         if self.template.chat:
@@ -289,15 +337,45 @@ class CausalLM:
         return tokens
 
 
-def _context(model: nn.Module) -> int:
+def context_length(model: nn.Module) -> int:
     """Return the longest input that a model's positions allow."""
     length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return sys.maxsize if length is None else int(length)
 
 
+def _prompt_mask(positions_BT: Tensor, seen_BT: Tensor) -> Tensor:
+    """Return which tokens were asked: those before the first answer token, or all without a prompt.
+
+    A plain document has no prompt; its first token alone would say nothing.
+    """
+    starts_B1 = positions_BT.int().argmax(1, keepdim=True) + 1
+    places_T = torch.arange(positions_BT.shape[1], device=positions_BT.device)
+    asked_BT = (places_T < starts_B1) | (starts_B1 == 1)
+    return asked_BT & seen_BT.bool()
+
+
 @contextmanager
 def _head_on(model: nn.Module, positions_BT: Tensor) -> Iterator[None]:
-    """Apply the output head to the given positions only, so that no logits of prompts exist."""
+    """Apply the output head to the given positions only, so that no logits of prompts exist.
+
+    A composite has a head for each of its parts.
+    """
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][positions_BT],)
+
+    handles = [head.register_forward_pre_hook(keep) for head in _heads(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    several = getattr(model, "output_heads", None)
+    if several is not None:
+        return list(several())
     find = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None
     if head is None:
@@ -306,15 +384,7 @@ def _head_on(model: nn.Module, positions_BT: Tensor) -> Iterator[None]:
             f"returns None); a causal language model of transformers is needed. Its parts: "
             f"{listing(name for name, _ in model.named_children())}"
         )
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions_BT],)
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return [head]
 
 
 @contextmanager

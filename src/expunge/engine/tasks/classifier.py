@@ -95,11 +95,18 @@ class Classifier:
             )
         return Predictions(logits, batch.targets_N, batch.rows_N, len(batch))
 
-    def neutral(self, records: Records, seed: int, epoch: int) -> Records:
+    def neutral(
+        self, records: Records, seed: int, epoch: int, answers: Sequence[str] = ()
+    ) -> Records:
         """Return the records under random labels that differ from the true ones.
 
         Source: SalUn (Fan et al., 2024), random labelling with y' != y.
+
+        Raises:
+            ConfigError: Answers of one's own are given; a classifier has classes only.
         """
+        if answers:
+            raise ConfigError("a classifier takes no answers of text; leave `answers` out")
         true = self._labels(records, range(len(records)))
         shifts = [
             int(stream(seed, "random-label", epoch, i).integers(1, self.num_classes))

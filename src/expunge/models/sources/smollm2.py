@@ -46,7 +46,7 @@ def smollm2(config: SmolLM2Config, dataset: Dataset, seed: int) -> Loaded:
     template = config.template
     if template is None and "question" in dataset.train:
         template = Template(prompt="{question}", answer="{answer}", chat=True)
-    task = causal_lm_task(tokenizer, dataset, template)
+    task = causal_lm_task(model, tokenizer, dataset, template)
     return Loaded(model, task, tokenizer, pretrained=True)
 
 

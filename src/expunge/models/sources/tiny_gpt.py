@@ -66,7 +66,7 @@ def tiny_gpt(config: TinyGptConfig, dataset: Dataset, seed: int) -> Loaded:
         answer="{text}" if plain else "{answer}",
         max_length=config.context,
     )
-    return Loaded(model, causal_lm_task(tokenizer, dataset, template), tokenizer)
+    return Loaded(model, causal_lm_task(model, tokenizer, dataset, template), tokenizer)
 
 
 def _tokenizer(dataset: Dataset, context: int) -> Any:

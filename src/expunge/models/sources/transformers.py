@@ -26,5 +26,5 @@ def transformers(config: TransformersConfig, dataset: Dataset, seed: int) -> Loa
     """Return the model and its tokenizer; weights from safetensors only, no foreign code."""
     del seed
     model, tokenizer = read_language_model(config.path, config.dtype)
-    task = causal_lm_task(tokenizer, dataset, config.template)
+    task = causal_lm_task(model, tokenizer, dataset, config.template)
     return Loaded(model, task, tokenizer, pretrained=True)
