@@ -30,16 +30,30 @@ class Subject:
     """One model as the audits see it: its scores, never its weights.
 
     Attributes:
-        role: Before unlearning, after it, or a retrained reference.
+        role: Before unlearning, after it, a retrained reference, or a part of the one after it.
         model: Digest of the model.
         scores: Scores by reading.
         seed: The training seed of a reference.
+        part: Name of the part.
     """
 
     role: Role
     model: str
     scores: Mapping[Reading, Scores]
     seed: int | None = None
+    part: str = ""
+
+
+def parts_of(model: nn.Module, before: str) -> dict[str, nn.Module]:
+    """Return the parts of a composite to be audited by themselves; none of any other model.
+
+    Args:
+        model: The model after unlearning.
+        before: Digest of the model before it; a part that equals it has been scored already.
+    """
+    find = getattr(model, "parts", None)
+    parts = find() if find is not None else {}
+    return {name: part for name, part in parts.items() if state_digest(part) != before}
 
 
 def collect(
@@ -52,6 +66,7 @@ def collect(
     *,
     role: Role,
     seed: int | None = None,
+    part: str = "",
     batch_size: int = 32,
 ) -> Subject:
     """Score one model on everything that the audits read, each reading once.
@@ -65,6 +80,7 @@ def collect(
         run: Context: device, progress, events, cancellation.
         role: Which of the compared models it is.
         seed: The training seed of a reference.
+        part: Name of the part.
         batch_size: Records per forward pass.
 
     Raises:
@@ -91,7 +107,7 @@ def collect(
             )
             rouge_R = rouge_l_recall(answers, records["answer"])
             scores[reading] = dataclasses.replace(scores[reading], rouge_R=rouge_R)
-    return Subject(role, state_digest(model), scores, seed)
+    return Subject(role, state_digest(model), scores, seed, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +140,7 @@ class Evidence:
         sets: Digest of the record sets.
         audit: Name of the audit that is looking.
         version: Its version.
+        parts: Parts of the model after unlearning, each alone.
 
     Raises:
         DataError: Two models were scored on different records.
@@ -135,6 +152,7 @@ class Evidence:
     sets: str
     audit: str = ""
     version: int = 1
+    parts: tuple[Subject, ...] = ()
 
     def __post_init__(self) -> None:
         for subject in self:
@@ -148,11 +166,12 @@ class Evidence:
                     )
 
     def __iter__(self) -> Iterator[Subject]:
-        """Yield every model: before, after, references."""
+        """Yield every model: before, after, references, parts."""
         if self.before is not None:
             yield self.before
         yield self.after
         yield from self.references
+        yield from self.parts
 
     def others(self, subject: Subject) -> tuple[Subject, ...]:
         """Return the references to compare a model with: all, or the others if it is one."""
@@ -184,7 +203,7 @@ class Evidence:
                 share one number and show no noise floor.
 
         Returns:
-            One finding per model: before, after, references.
+            One finding per model: before, after, references, parts.
         """
         measured = [(subject, compute(subject)) for subject in self]
         standards = tuple(
@@ -210,6 +229,7 @@ class Evidence:
                     unit=unit,
                     record_set=record_set,
                     seed=subject.seed,
+                    part=subject.part,
                     interval=found.interval,
                     reference=None
                     if subject.role == "reference"

@@ -46,6 +46,7 @@ def to_table(subject: Subject) -> pa.Table:
         "role": subject.role,
         "model": subject.model,
         "seed": subject.seed,
+        "part": subject.part,
         "readings": [
             {
                 "record_set": reading.record_set,
@@ -79,7 +80,7 @@ def from_table(table: pa.Table) -> Subject:
         rows, generated = item.pop("rows"), item.pop("generated")
         scores[Reading(**item)] = _scores(table.slice(start, rows).combine_chunks(), generated)
         start += rows
-    return Subject(facts["role"], facts["model"], scores, facts["seed"])
+    return Subject(facts["role"], facts["model"], scores, facts["seed"], facts.get("part", ""))
 
 
 def write_scores(path: Path, subject: Subject) -> None:

@@ -16,7 +16,7 @@ _WHERE = {
     "sources": ("expunge.data.source", "sources"),
     "models": ("expunge.models.source", "model_sources"),
 }
-_TOLD = ("kinds", "kind", "guarantee", "maturity", "version", "source")
+_TOLD = ("kinds", "kind", "guarantee", "evidence", "maturity", "version", "source")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

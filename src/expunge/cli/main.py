@@ -116,6 +116,23 @@ def audit(
 
 
 @app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Workload, such as lm.")],
+    out: Out = None,
+    set_: Sets = None,
+) -> None:
+    """Compare methods on a reference experiment; a bench that was stopped goes on."""
+    from expunge.core.config import override
+    from expunge.core.run import Run
+    from expunge.workloads.workload import run_workload
+
+    folder = out or Path("runs") / f"bench-{name}"
+    run = Run(folder=folder / "checkpoints", quiet=False)
+    _cancel_on_signal(run)
+    _say([str(run_workload(name, override({}, set_ or []), folder, run))])
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write the report of a run again from its files."""
     from expunge.report.card import write_model_card

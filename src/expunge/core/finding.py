@@ -11,7 +11,7 @@ from expunge.core.digest import digest_json
 
 Direction = Literal["higher", "lower", "reference", "none"]
 Verdict = Literal["pass", "fail", "inconclusive", "not_applicable"]
-Subject = Literal["before", "after", "reference"]
+Subject = Literal["before", "after", "reference", "part"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,15 @@ class Finding:
         audit: Registered name of the audit.
         metric: Name of the number, such as ``"forget_quality"``.
         title: The number in a reader's words.
-        subject: Which model: before unlearning, after, or a retrained reference.
+        subject: Which model: before unlearning, after, a retrained reference, or a part of the
+            model after unlearning that runs alone.
         value: The number; ``None`` when it could not be computed (then ``note`` says why).
         n: How many records it rests on.
         direction: Which way is better; ``"reference"`` means closest to retraining.
         unit: Unit of the value, such as ``"nats"``, ``"%"`` or ``""``.
         record_set: The records it was computed on, such as ``"forget"``.
         seed: The subject's seed where several exist.
+        part: Name of the part.
         interval: Confidence interval, where one exists.
         reference: Retrained references on the same number.
         threshold: Bound fixed before forgetting, with the direction deciding the side.
@@ -84,6 +86,7 @@ class Finding:
     unit: str = ""
     record_set: str = ""
     seed: int | None = None
+    part: str = ""
     interval: Interval | None = None
     reference: Reference | None = None
     threshold: float | None = None

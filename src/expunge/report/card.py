@@ -58,6 +58,7 @@ def _header(facts: Facts, compared: Sequence[Comparison]) -> dict[str, Any]:
             "method": plan.method.name,
             "settings": plan.method.config,
             "guarantee": plan.method.guarantee,
+            "evidence": plan.method.evidence,
             "maturity": plan.method.maturity,
             "records": plan.data.counts,
             "retrained_references": len(facts.references),

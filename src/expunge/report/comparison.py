@@ -19,11 +19,13 @@ class Comparison:
         after: The model after unlearning.
         before: The model before it.
         references: Retrained models, in seed order; those without the number are left out.
+        parts: Parts of a composite after unlearning, each alone.
     """
 
     after: Finding
     before: Finding | None
     references: tuple[Finding, ...]
+    parts: tuple[Finding, ...] = ()
 
     @property
     def label(self) -> str:
@@ -74,7 +76,8 @@ def comparisons(findings: Iterable[Finding]) -> list[Comparison]:
         references = tuple(
             found for found in group if found.subject == "reference" and found.value is not None
         )
-        compared.append(Comparison(after, _first(group, "before"), references))
+        parts = tuple(found for found in group if found.subject == "part")
+        compared.append(Comparison(after, _first(group, "before"), references, parts))
     return compared
 
 

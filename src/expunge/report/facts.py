@@ -29,6 +29,8 @@ class Method:
         name: Registered name.
         title: One line.
         guarantee: ``"exact"`` or ``"none"``.
+        evidence: What the new model is evidence of: ``"erased-exact"``, ``"weights-suppressed"``,
+            ``"output-suppressed"``, or ``"unknown"``.
         maturity: ``"stable"`` or ``"experimental"``.
         source: The paper.
         config: Settings.
@@ -37,6 +39,7 @@ class Method:
     name: str
     title: str
     guarantee: str
+    evidence: str
     maturity: str
     source: str
     config: dict[str, Any]

@@ -104,6 +104,12 @@ def limits(facts: Facts, compared: Sequence[Comparison]) -> list[str]:
             "The method never reads the forgotten records while it makes the new model, so their "
             "removal holds by construction, as far as the starting point never saw them either."
         )
+    elif facts.plan.method.evidence == "output-suppressed":
+        told.append(
+            "Nothing was erased: the weights still hold the records, and whoever has the files can "
+            "take the parts apart and gets the model before forgetting back. A part that was "
+            "taught the records is a leak of its own; keep it like the records."
+        )
     else:
         told.append(
             "The method is approximate: it changes weights until the model behaves differently, "

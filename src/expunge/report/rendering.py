@@ -64,6 +64,7 @@ def _environment() -> Environment:
         given=wording.given,
         remarks=remarks,
         set_words=wording.set_words,
+        evidence_words=wording.evidence_words,
         verdict_words=wording.verdict_words,
         subject_words=wording.subject_words,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from expunge.core.files import write_text
 from expunge.report import narrative, plots
-from expunge.report.comparison import by_record_set, comparisons, overall
+from expunge.report.comparison import Comparison, by_record_set, comparisons, overall
 from expunge.report.facts import EXAMPLES, REPORT, Facts, read_facts
 from expunge.report.losses import Losses, read_losses
 from expunge.report.rendering import render, require_libraries
@@ -61,6 +61,7 @@ def write_report(folder: Path) -> Path:
         guard=narrative.guard_sentence(facts),
         limits=narrative.limits(facts, compared),
         groups=by_record_set(compared),
+        parts=_parts(compared),
         recipe=_shortened(facts.recipe_text),
         forgotten=facts.sets.forget[:MAX_IDS],
         longest=max(facts.timing.values(), default=0.0),
@@ -114,6 +115,13 @@ def summary_lines(folder: Path) -> list[str]:
     lines = [(one_line(label), one_line(text)) for label, text in rows]
     width = max(len(label) for label, _ in lines)
     return [f"{label:<{width}}  {text}" for label, text in lines]
+
+
+def _parts(compared: list[Comparison]) -> dict[str, Any]:
+    """Return what the parts of a composite say of the forgotten records, each alone."""
+    told = [one for one in compared if one.parts and one.after.record_set == "forget"]
+    names = [found.part for found in told[0].parts] if told else []
+    return {"names": names, "rows": [(one, [f.value for f in one.parts]) for one in told]}
 
 
 def _curves(facts: Facts) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ _SETTINGS: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
+_STANDALONE = ("#b3261e", "#1f6f8b", "#3b7a3b", "#7a4f9a")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -71,6 +72,36 @@ def drawing(salt: str) -> Iterator[None]:
         # A title in a script that the measuring font lacks is drawn by the reader's own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def standalone_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str
+) -> str:
+    """Return a line plot as an SVG file of its own, for pages that are not ours.
+
+    Args:
+        lines: Steps and values by name.
+        title: Title of the figure.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+    """
+    from matplotlib.figure import Figure
+
+    styles = ("-", "--", ":", "-.")
+    with drawing(title):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.set(title=title, xlabel=x, ylabel=y)
+        for place, (name, (steps, values)) in enumerate(lines.items()):
+            colour = _STANDALONE[place % len(_STANDALONE)]
+            axes.plot(steps, values, styles[place % len(styles)], color=colour, label=name)
+        axes.legend()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    text = buffer.getvalue()
+    for name, plain in (("ink", "#222222"), ("muted", "#555555"), ("line", "#bbbbbb")):
+        text = text.replace(COLOURS[name], plain)
+    return text
 
 
 def inline_svg(figure: Figure, alt: str) -> Markup:

@@ -28,6 +28,13 @@ _VERDICTS: Mapping[Verdict, str] = {
     "inconclusive": "inconclusive",
     "not_applicable": "no bound",
 }
+_EVIDENCE = {
+    "erased-exact": "the records never entered the new model",
+    "weights-suppressed": "weights were changed by an approximate method, judged by audits",
+    "output-suppressed": "weights are as before and only the output differs; never the last word "
+    "on an erasure",
+    "unknown": "the model was changed elsewhere",
+}
 _KINDS = {"causal_lm": "language model"}
 
 
@@ -97,6 +104,11 @@ def shortened(value: object) -> str:
 def verdict_words(verdict: Verdict) -> str:
     """Return a verdict in a reader's words."""
     return _VERDICTS[verdict]
+
+
+def evidence_words(evidence: str) -> str:
+    """Return the class of evidence, and what it means, in a reader's words."""
+    return f"{evidence}: {_EVIDENCE[evidence]}" if evidence in _EVIDENCE else evidence
 
 
 def count(amount: int, noun: str) -> str:

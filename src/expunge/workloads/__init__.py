@@ -1,0 +1,1 @@
+"""Workloads: reference experiments that read from top to bottom, one file each."""

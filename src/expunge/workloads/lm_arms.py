@@ -1,0 +1,119 @@
+"""Every method at its paper's settings, scaled to the two fixtures.
+
+Steps, batch and learning rate are the fixture's for every method, unless the method trains
+something else than the model (an assistant, an adapter). Nothing here was tuned on the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+On = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    Attributes:
+        label: Its name in the table.
+        method: Registered name of the method.
+        settings: What differs from the method's defaults on every fixture.
+        on: What differs on one fixture only, by its name.
+        own_scope: The method decides which weights move.
+    """
+
+    label: str
+    method: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    own_scope: bool = False
+
+    def settings_on(
+        self, fixture: str, schedule: Mapping[str, Any], scope: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the method's settings on a fixture.
+
+        Args:
+            fixture: Its name.
+            schedule: The fixture's loop; single settings of the arm's own win.
+            scope: The fixture's scope; ignored where the arm has one of its own.
+        """
+        own = {**self.settings, **self.on.get(fixture, {})}
+        merged = {**own, "schedule": {**schedule, **own.get("schedule", {})}}
+        if scope and not self.own_scope:
+            merged["scope"] = {**scope, **own.get("scope", {})}
+        return merged
+
+
+# beta scales a sum over an answer's tokens: about 9 on country facts, about 12 on people, against
+# some 60 in the papers (card npo, pitfall 1). The paper's 0.1 is shown beside it.
+_SHORT: On = {"country_facts": {"beta": 1.0}, "people": {"beta": 0.5}}
+_ASSISTANT: On = {
+    "country_facts": {
+        "layers": 1,
+        "schedule": {"epochs": 150, "batch_size": 36, "lr": 2e-3},
+    },
+    "people": {"schedule": {"epochs": 20, "lr": 1e-3}},
+}
+_SAMPLED: On = {
+    "country_facts": {"instruction": "{prompt}", "max_new_tokens": 20},
+    "people": {"max_new_tokens": 24},
+}
+
+ARMS: tuple[Arm, ...] = (
+    Arm("grad_ascent", "grad_ascent"),
+    Arm("grad_diff, nll", "grad_diff", {"retain": "nll"}),
+    Arm("grad_diff, kl", "grad_diff", {"retain": "kl"}),
+    Arm("idk", "idk"),
+    Arm("dpo", "dpo"),
+    Arm("npo, no retain term", "npo", {"retain": "none"}, _SHORT),
+    Arm("npo, nll", "npo", {"retain": "nll"}, _SHORT),
+    Arm("npo, kl", "npo", {"retain": "kl"}, _SHORT),
+    Arm("npo, nll, beta 0.1", "npo", {"retain": "nll"}),
+    Arm("simnpo", "simnpo"),
+    Arm(
+        "rmu",
+        "rmu",
+        on={"country_facts": {"layer": 1, "coefficient": 6.0}, "people": {"layer": 26}},
+    ),
+    Arm("altpo", "altpo", on=_SAMPLED),
+    Arm("undial", "undial"),
+    Arm("ceu", "ceu"),
+    Arm("ceu, nll", "ceu", {"retain": "nll"}),
+    Arm("wga", "wga"),
+    Arm("satimp", "satimp"),
+    Arm(
+        "pdu",
+        "pdu",
+        on={
+            "country_facts": {"epsilon": 0.05, "dual_warmup_epochs": 25},
+            "people": {"dual_warmup_epochs": 2},
+        },
+    ),
+    Arm("task_vector", "task_vector"),
+    Arm("whp", "whp", {"alpha": 2.0}),
+    Arm("flat, kl", "flat", {"divergence": "kl"}),
+    Arm("flat, js", "flat", {"divergence": "js"}),
+    Arm("flat, pearson", "flat", {"divergence": "pearson"}),
+    Arm("flat, tv", "flat", {"divergence": "tv"}),
+    Arm(
+        "wagle",
+        "wagle",
+        {"scope": {"mask": {"by": "attribution", "fraction": 0.95}}},
+        _SHORT,
+    ),
+    Arm("uld, alpha 0.8", "uld", {"alpha": 0.8}, _ASSISTANT, own_scope=True),
+    Arm("uld, alpha 1", "uld", {"alpha": 1.0}, _ASSISTANT, own_scope=True),
+    Arm(
+        "o3",
+        "o3",
+        on={
+            "country_facts": {"schedule": {"lr": 2e-3, "weight_decay": 0.1}},
+            "people": {"schedule": {"epochs": 10, "lr": 1e-3, "weight_decay": 0.1}},
+        },
+        own_scope=True,
+    ),
+)
