@@ -25,6 +25,7 @@ COMMANDS = {
         "--set",
         "--out",
     },
+    "bench": {"--set", "--out"},
     "report": set(),
     "purge": set(),
 }

@@ -16,14 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from expunge.core import files
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.streams import stream
+from expunge.engine.tasks.causal_lm import CausalLM, Template
 from expunge.engine.tasks.classifier import Classifier
 from expunge.engine.weights import state_digest
 from expunge.forget.method import Given, apply, methods
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from tiny_llama import llama_config, word_tokenizer
 
 KILLS = 3
 
@@ -61,23 +66,51 @@ def work(name, folder, die_at):
         moments += 1
 
     files.fault_hook = count
+    info = methods.get(name)
+    task, make, records = classifier() if "classifier" in info.kinds else language()
+    count = len(records)
+    forget, retain = records.take(range(count // 3)), records.take(range(count // 3, count))
+    settings = {}
+    if hasattr(info.config(), "schedule"):
+        settings = {"schedule": {"epochs": 3, "batch_size": 4, "lr": 1e-3}}
+    given = Given(task, forget, retain, fresh=make)
+    result = apply(name, make(), given, Run(folder=folder, checkpoint_every=2), settings)
+    return [state_digest(result.model), moments]
+
+
+def classifier():
+    """A small network over three classes, and random records."""
     draw = np.random.default_rng(0)
     records = Records(
         tuple(f"r{i}" for i in range(24)),
         {"x": draw.normal(size=(24, 6)).astype(np.float32), "y": draw.integers(3, size=24)},
     )
-    forget, retain = records.take(range(8)), records.take(range(8, 24))
-    settings = {}
-    if hasattr(methods.get(name).config(), "schedule"):
-        settings = {"schedule": {"epochs": 3, "batch_size": 4, "lr": 1e-3}}
-    given = Given(Classifier(3), forget, retain, fresh=model)
-    result = apply(name, model(), given, Run(folder=folder, checkpoint_every=2), settings)
-    return [state_digest(result.model), moments]
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    return Classifier(3), make, records
 
 
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+def language():
+    """A Llama of two layers over twelve words, and questions that it has never seen."""
+    words = [f"w{i}" for i in range(12)]
+    tokenizer = word_tokenizer(words)
+    records = Records(
+        tuple(f"q{i}" for i in range(36)),
+        {
+            "question": [f"w{i % 12} w{i // 3}" for i in range(36)],
+            "answer": [" ".join(words[i % 5 : i % 5 + 1 + i % 3]) for i in range(36)],
+        },
+    )
+    template = Template(prompt="{question}", answer=" {answer}")
+
+    def make():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(llama_config(tokenizer))
+
+    return CausalLM(tokenizer, template, ("w9 w9", "w8 w7 w6"), 64), make, records
 
 
 def main():
@@ -86,10 +119,9 @@ def main():
     # torch imports much of itself on first use; once here saves it in every child.
     warm = nn.Parameter(torch.zeros(1))
     torch.optim.AdamW([warm]).zero_grad()
+    language()[1]()
     found = {}
     for info in methods:
-        if "classifier" not in info.kinds:
-            continue
         with tempfile.TemporaryDirectory() as scratch:
             whole, moments = forked(work, info.name, Path(scratch) / "whole", -1)
             resumed = []

@@ -24,6 +24,7 @@ KNOWN = {
     ("engine/weights.py", "save_file"),
     ("audit/score_table.py", "write_table"),
     ("models/language.py", "save_pretrained"),
+    ("engine/composites/composite.py", "save_pretrained"),  # called by models/language.py
     ("models/sources/smollm2.py", "mkdir"),  # the cache folder, before its lock can be taken
     ("report/svg.py", "savefig"),  # into memory
 }

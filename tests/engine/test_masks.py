@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from expunge.core.errors import ConfigError, DataError, NumericalError
+from expunge.core.files import read_json_lines
 from expunge.core.records import Records
 from expunge.core.run import Run
-from expunge.engine.masks.mask import Mask, WeightMask, make_mask, top_entries
+from expunge.engine.masks.attribution import attribution
+from expunge.engine.masks.mask import Mask, WeightMask, make_mask, masks, top_entries
 from expunge.engine.masks.saliency import saliency
 from expunge.engine.tasks.classifier import Classifier
 
@@ -71,10 +73,21 @@ def test_scores_must_be_numbers(bad):
         top_entries({"w": torch.tensor([1.0, bad])}, 0.5)
 
 
-def test_arbitrary_rank_among_zeros_is_said():
-    with pytest.warns(UserWarning, match="75% of the mask scores are exactly zero"):
-        mask = top_entries({"w": torch.tensor([0.0, 0.0, 1.0, 0.0])}, 0.5)
+def test_the_rank_among_zeros_is_that_of_the_index():
+    mask = top_entries({"w": torch.tensor([0.0, 0.0, 1.0, 0.0])}, 0.5)
     assert mask.tensors["w"].tolist() == [True, False, True, False]
+
+
+def test_the_density_of_each_tensor_and_its_share_of_zeros_are_recorded(digits_world, tmp_path):
+    run = Run(events=tmp_path / "events.jsonl")
+    sources = {"forget": digits_world.forget, "retain": digits_world.retain}
+    settings = Mask(by="attribution", fraction=0.25)
+    mask = make_mask(settings, digits_world.model, digits_world.task, sources, run)
+    told = {e["parameter"]: e for e in read_json_lines(run.events) if e["event"] == "mask"}
+    assert told.keys() == mask.tensors.keys()
+    for name, moves in mask.tensors.items():
+        assert told[name]["density"] == pytest.approx(float(moves.double().mean()))
+    assert told["0.weight"]["zeros"] > 0.1  # some pixels are black in every picture
 
 
 def softmax_gradient(w, b, x, y):
@@ -132,3 +145,156 @@ def test_a_mask_that_does_not_fit_is_refused_with_every_reason():
 def test_an_empty_mask_is_refused():
     with pytest.raises(DataError, match="only in the model's scope"):
         WeightMask({}).check(dict(nn.Linear(2, 3).named_parameters()))
+
+
+# --- attribution ---
+
+
+def linear_sets():
+    draw = np.random.default_rng(4)
+    model = nn.Linear(3, 4).double()
+    parts = {}
+    for name, count in (("forget", 5), ("retain", 7)):
+        x, y = draw.normal(size=(count, 3)), draw.integers(4, size=count)
+        parts[name] = Records(tuple(f"{name}-{i}" for i in range(count)), {"x": x, "y": y})
+    return model, parts
+
+
+def gradient_of(model, records):
+    w, b = model.weight.detach().numpy(), model.bias.detach().numpy()
+    return softmax_gradient(w, b, records["x"], np.asarray(records["y"]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("curvature", [1e-6, 0.5, "auto", "infinite"])
+def test_attribution_equals_numpy_whatever_the_batch(curvature, batch_size):
+    model, sets = linear_sets()
+    settings = Mask(by="attribution", curvature=curvature, batch_size=batch_size)
+    found = attribution(model, Classifier(4), sets, settings, Run())
+    forget, retain = gradient_of(model, sets["forget"]), gradient_of(model, sets["retain"])
+    everything = np.concatenate([g.ravel() for g in retain])
+    kappa = {"auto": np.mean(everything**2), "infinite": np.inf}.get(curvature, curvature)
+    for place, name in enumerate(("weight", "bias")):
+        theta = getattr(model, name).detach().numpy()
+        expected = np.abs((theta - retain[place] / kappa) * forget[place])
+        np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-9, atol=1e-14)
+    assert model.weight.grad is None
+
+
+def test_attribution_counts_targets_not_records(questions_world):
+    """Long answers weigh more, as in the loss; the model comes back as it was."""
+    world = questions_world
+    model = copy.deepcopy(world.model).double()
+    model.train()
+    settings = Mask(by="attribution", curvature="infinite", batch_size=4)
+    found = attribution(model, world.task, {"forget": world.forget}, settings, Run())
+    assert model.training
+    batch = world.task.batch(world.forget, range(len(world.forget)))
+    loss = world.task.predict(model, batch).nll_B().sum() / batch.targets_N.numel()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters)
+    for name, theta, gradient in zip(names, parameters, gradients, strict=True):
+        expected = (theta * gradient).abs().detach()
+        # The norms of a Llama compute in single precision, whatever the weights.
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_a_curvature_without_end_needs_no_retain_records():
+    model, sets = linear_sets()
+    alone = {"forget": sets["forget"]}
+    settings = Mask(by="attribution", curvature="infinite")
+    snip = attribution(model, Classifier(4), alone, settings, Run())
+    huge = attribution(model, Classifier(4), sets, Mask(curvature=1e12), Run())
+    np.testing.assert_allclose(snip["weight"].numpy(), huge["weight"].numpy(), atol=1e-10)
+    with pytest.raises(ConfigError, match=r"scores retain records, but .* reads only \['forget'\]"):
+        make_mask(Mask(by="attribution"), model, Classifier(4), alone, Run())
+
+
+def test_neutral_answers_stand_in_where_forgotten_ones_are_not_read():
+    model, sets = linear_sets()
+    settings = Mask(by="attribution")
+    named = {"neutral": sets["forget"], "retain": sets["retain"]}
+    one, other = (attribution(model, Classifier(4), s, settings, Run()) for s in (named, sets))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    both = {**sets, "neutral": sets["retain"]}
+    third = attribution(model, Classifier(4), both, settings, Run())
+    assert all(torch.equal(third[name], other[name]) for name in other)
+    with pytest.raises(ConfigError, match="scores forget records"):
+        attribution(model, Classifier(4), {"retain": sets["retain"]}, settings, Run())
+
+
+def test_attribution_leaves_frozen_parameters_out(digits_world):
+    model = copy.deepcopy(digits_world.model)
+    model[0].requires_grad_(False)
+    sources = {"forget": digits_world.forget, "retain": digits_world.retain}
+    for by in ("attribution", "magnitude", "random"):
+        scored = masks.get(by)(model, digits_world.task, sources, Mask(by=by), Run())
+        assert set(scored) == {"2.weight", "2.bias"}, by
+
+
+def known(model, records):
+    """The records under the labels that the model gives them."""
+    labels = model(torch.from_numpy(records["x"])).argmax(1).numpy()
+    return records.replace(y=labels)
+
+
+def test_a_set_without_gradient_is_refused():
+    """Sharp enough, the loss on what is known is zero in every bit."""
+    model, sets = linear_sets()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1e6
+    forget, retain = known(model, sets["forget"]), known(model, sets["retain"])
+    settings = Mask(by="attribution", curvature="auto")
+    with pytest.raises(NumericalError, match="no forget signal"):
+        attribution(model, Classifier(4), {**sets, "forget": forget}, settings, Run())
+    wrong = sets["forget"].replace(y=(np.asarray(forget["y"]) + 1) % 4)
+    with pytest.raises(NumericalError, match="the retain gradient is zero; give a number"):
+        attribution(model, Classifier(4), {"forget": wrong, "retain": retain}, settings, Run())
+
+
+# --- magnitude and random ---
+
+
+def test_magnitude_is_the_size_of_a_weight_and_reads_no_data():
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, -4.0], [0.0, 1.0]]))
+        model.bias.copy_(torch.tensor([-2.0, 0.5]))
+    mask = make_mask(Mask(by="magnitude", fraction=0.5), model, Classifier(2), {}, Run())
+    assert mask.tensors["weight"].tolist() == [[True, True], [False, False]]
+    assert mask.tensors["bias"].tolist() == [True, False]
+
+
+def test_random_follows_the_seed_and_nothing_else(digits_world):
+    """Neither data nor weights; every parameter has a stream of its own."""
+    settings = Mask(by="random", fraction=0.3)
+
+    def draw(model, seed=0):
+        return make_mask(settings, model, Classifier(10), {}, Run(seed)).tensors
+
+    first, again = draw(digits_world.model), draw(digits_world.fresh())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = draw(digits_world.model, seed=1)
+    assert not torch.equal(first["0.weight"], other["0.weight"])
+    twins = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    drawn = draw(twins)
+    assert not torch.equal(drawn["0.weight"], drawn["1.weight"])
+
+
+def test_random_scores_are_uniform():
+    scores = masks.get("random")(nn.Linear(200, 100), Classifier(2), {}, Mask(), Run())["weight"]
+    assert 0 <= scores.min() < 1e-3
+    assert 1 - 1e-3 < scores.max() < 1
+    # Standard deviation of a mean of 20,000 uniform draws is 0.002.
+    assert abs(scores.mean() - 0.5) < 0.008
+
+
+def test_global_random_state_does_not_matter():
+    settings, model = Mask(by="random", fraction=0.5), nn.Linear(5, 5)
+    drawn = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            drawn.append(make_mask(settings, model, Classifier(5), {}, Run()).tensors["weight"])
+    assert torch.equal(*drawn)

@@ -76,3 +76,27 @@ def test_partners_are_drawn_uniformly_with_replacement():
     counts = np.bincount(flat(steps, "retain"), minlength=4)
     # Standard deviation of a count is sqrt(20000 * 1/4 * 3/4) = 61.
     assert np.abs(counts - 5000).max() < 4 * 61
+
+
+@pytest.mark.parametrize("order", ["paired", "sequential", "mixed"])
+@given(forget=sizes, retain=sizes, batch=batches, seed=seeds, epoch=st.integers(0, 3))
+def test_a_stream_beside_another_takes_its_rows(order, forget, retain, batch, seed, epoch):
+    """And the other streams are those of an epoch without it."""
+    lengths = {"forget": forget, "other": forget, "retain": retain}
+    steps = epoch_steps(order, lengths, batch, seed, epoch, {"other": "forget"})
+    plain = epoch_steps(order, {"forget": forget, "retain": retain}, batch, seed, epoch)
+    assert len(steps) == len(plain)
+    for step, without in zip(steps, plain, strict=True):
+        assert step.keys() - {"other"} == without.keys()
+        assert ("other" in step) == ("forget" in step)
+        for name, rows in without.items():
+            assert step[name].tolist() == rows.tolist()
+        if "other" in step:
+            assert step["other"].tolist() == step["forget"].tolist()
+
+
+def test_several_streams_can_lie_beside_one():
+    beside = {"second": "forget", "third": "forget"}
+    lengths = dict.fromkeys(("second", "forget", "third"), 7)
+    for step in epoch_steps("paired", lengths, 3, 0, 0, beside):
+        assert step["forget"].tolist() == step["second"].tolist() == step["third"].tolist()

@@ -58,6 +58,7 @@ def test_optimisers_take_their_settings():
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"order": "random"}, "order"),
+        ({"precision": "float16"}, "precision"),
         ({"lr": float("nan")}, "finite"),
     ],
 )

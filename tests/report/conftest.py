@@ -99,6 +99,7 @@ def build_run(folder: Path, kind: str) -> Path:
                 "name": "npo" if language else "salun",
                 "title": "Negative preference optimisation: lower the forget records' likelihood.",
                 "guarantee": "none",
+                "evidence": "weights-suppressed",
                 "maturity": "stable",
                 "source": "Negative Preference Optimization (Zhang et al., COLM 2024)",
                 "config": {"beta": 0.5, "retain": {"kind": "nll", "weight": 1.0}},
