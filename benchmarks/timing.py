@@ -1,8 +1,9 @@
-"""Alternating timing, and peak memory of a child process."""
+"""Alternating timing, times of training steps, peak memory of a process, and profiles."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import statistics
 import subprocess
@@ -12,7 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
 ROUNDS = 5
+
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+_ATTENTION = "scaled_dot_product"
+_BACKWARD = "autograd::engine::evaluate_function"
 
 R = TypeVar("R")
 
@@ -75,15 +84,53 @@ def median_ratio(slow: Timing, fast: Timing) -> tuple[float, float]:
     return wall, cpu
 
 
-def peak_mebibytes() -> float:
-    """Return the largest resident memory of this process so far, in MiB (Linux).
+class Clock:
+    """Notes when the steps of a training loop end; a tracker, so that a ``Run`` can tell it."""
 
-    ``getrusage`` would not do: its maximum survives ``exec``, so a child reports its parent's.
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take the numbers of an event; a loop that begins anew is timed anew."""
+        if "step/lr" not in values:
+            return
+        if step == 1:
+            self.ends.clear()
+        self.tick()
+
+    def tick(self) -> None:
+        """Note the end of a step."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def between(self) -> tuple[float, float]:
+        """Return elapsed and processor seconds from the end of the first step to the last one's."""
+        (wall, cpu), (last_wall, last_cpu) = self.ends[0], self.ends[-1]
+        return last_wall - wall, last_cpu - cpu
+
+
+def resident() -> float:
+    """Return the memory that this process holds now, in MiB (Linux), garbage collected before."""
+    gc.collect()
+    return _status("VmRSS")
+
+
+def watched(run: Callable[[], R]) -> tuple[float, R]:
+    """Return the largest memory that this process holds during a call, in MiB, and its result.
+
+    The kernel's mark is reset first: what loading the model took does not count. ``getrusage``
+    would not do: its maximum cannot be reset and survives ``exec``.
     """
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    result = run()
+    return _status("VmHWM"), result
+
+
+def _status(name: str) -> float:
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmHWM; peak memory is measured on Linux only")
+    raise RuntimeError(f"/proc/self/status has no {name}; memory is measured on Linux only")
 
 
 def in_child(script: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -92,3 +139,63 @@ def in_child(script: str, arguments: Sequence[str]) -> dict[str, Any]:
         [sys.executable, script, *arguments], check=True, capture_output=True, text=True
     )
     return json.loads(found.stdout.splitlines()[-1])
+
+
+def profiled(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
+    """Return what share of a call's processor time each of its parts took.
+
+    The parts forward, frozen reference, backward and optimiser are disjoint. Products and head cut
+    across them.
+
+    Args:
+        model: Watched, with the copies that the call makes of it.
+        run: The call.
+    """
+    open_passes: list[Any] = []
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        name = "step: forward" if torch.is_grad_enabled() else "step: frozen reference"
+        open_passes.append(record_function(name))
+        open_passes[-1].__enter__()
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        open_passes.pop().__exit__(None, None, None)
+
+    handles = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave)]
+    try:
+        with (
+            profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found,
+            record_function("step: all"),
+        ):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    vocabulary = model.config.vocab_size  # type: ignore[union-attr]
+    events = found.key_averages(group_by_input_shape=True)
+
+    def time(chosen: Callable[[Any], bool], total: bool = False) -> float:
+        return sum(
+            e.cpu_time_total if total else e.self_cpu_time_total for e in events if chosen(e)
+        )
+
+    def of_head(event: Any) -> bool:
+        return any(isinstance(s, list) and vocabulary in s for s in event.input_shapes)
+
+    whole = time(lambda e: e.key == "step: all", total=True)
+    parts = {
+        "forward": time(lambda e: e.key == "step: forward", total=True),
+        "frozen reference": time(lambda e: e.key == "step: frozen reference", total=True),
+        "backward": time(lambda e: e.key.startswith(_BACKWARD), total=True),
+        "optimiser": time(lambda e: e.key.startswith("Optimizer.step"), total=True),
+    }
+    parts["rest (loss, data, checkpoint)"] = whole - sum(parts.values())
+    parts["of all: matrix products of blocks"] = time(
+        lambda e: e.key in _PRODUCTS and not of_head(e)
+    )
+    parts["of all: matrix products of the head"] = time(lambda e: e.key in _PRODUCTS and of_head(e))
+    parts["of all: attention"] = time(lambda e: _ATTENTION in e.key)
+    parts["of all: other work on the vocabulary"] = time(
+        lambda e: e.key not in _PRODUCTS and of_head(e) and not e.key.startswith("Optimizer")
+    )
+    return {name: value / whole for name, value in parts.items()}

@@ -17,20 +17,27 @@ from typing import Any
 
 from expunge.audit.audit import audits
 from expunge.core.config import fields
-from expunge.core.files import remove_tree, write_text
+from expunge.core.files import read_json, remove_tree, write_text
 from expunge.data.source import sources
 from expunge.engine.masks.mask import masks
 from expunge.forget.method import MethodInfo, methods
 from expunge.models.source import model_sources
 from expunge.pipeline.recipe import Recipe
+from expunge.report.bench import body as bench_body
+from expunge.report.bench import cells, markdown
+from expunge.report.bench import head as bench_head
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 NOTE = "<!-- Written by docs/generate.py from the code: change the code, not this page. -->"
-LABELS = ("Source", "Needs", "Units", "Differs from the official code")
+LABELS = ("Source", "Needs", "Units", "When to use", "Cost", "Differs from the official code")
 EXAMPLE = re.compile(
     r"(?P<marker><!-- example: (?P<path>\S+) -->)\n(```\w*\n.*?\n```\n)?", re.DOTALL
 )
+BENCH = re.compile(
+    r"(?P<marker><!-- bench: (?P<fixture>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
+BENCH_NUMBERS = DOCS / "results" / "lm.json"
 LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml"}
 RECIPES = f"""{NOTE}
 # Recipes
@@ -68,15 +75,18 @@ def pages() -> dict[Path, str]:
     """Return the text of every page that follows from the code, in part or as a whole."""
     made = {DOCS / "recipes.md": _recipes(), DOCS / "papers.md": _papers()}
     made[DOCS / "results" / "index.md"] = _results()
+    measured = read_json(BENCH_NUMBERS) if BENCH_NUMBERS.is_file() else None
     for folder, parts in (("methods", methods), ("audits", audits)):
-        rows = [_row(f"[{info.name}]({info.name}.md)", info.title) for info in parts]
-        head = [NOTE, f"# {folder.capitalize()}", "", "| name | what it does |", "|---|---|"]
-        made[DOCS / folder / "index.md"] = "\n".join([*head, *rows, ""])
+        made[DOCS / folder / "index.md"] = _index(folder, parts)
         for info in parts:
-            made[DOCS / folder / f"{info.name}.md"] = _page(info)
+            made[DOCS / folder / f"{info.name}.md"] = _page(info, measured)
     for page in (ROOT / "README.md", *DOCS.glob("*.md")):
         if page not in made:
             made[page] = EXAMPLE.sub(_example, page.read_text(encoding="utf-8"))
+    if measured is not None:
+        table = DOCS / "results" / "lm.md"
+        text = table.read_text(encoding="utf-8")
+        made[table] = BENCH.sub(lambda found: _bench(found, measured), text)
     return made
 
 
@@ -88,6 +98,38 @@ def write() -> None:
             remove_tree(page)
     for path, text in made.items():
         write_text(path, text)
+
+
+def _index(folder: str, parts: Iterable[Any]) -> str:
+    """Return the list of methods or audits; of a method also when to use it."""
+    rows, several = [], folder == "methods"
+    for info in parts:
+        cells = [f"[{info.name}]({info.name}.md)", info.title]
+        if several:
+            cells.append(_split(info.doc)[1].get("When to use", ""))
+        rows.append(_row(*cells))
+    head = _row("name", "what it does", *(["when to use it"] if several else []))
+    rule = "|---" * (3 if several else 2) + "|"
+    return "\n".join([NOTE, f"# {folder.capitalize()}", "", head, rule, *rows, ""])
+
+
+def _bench(found: re.Match[str], measured: Mapping[str, Any]) -> str:
+    """Return the table of a fixture between its markers."""
+    table = markdown(bench_head(), bench_body(measured, found["fixture"]))
+    return f"{found['marker']}{table}{found['end']}"
+
+
+def _measured(name: str, measured: Mapping[str, Any] | None) -> str:
+    """Return a method's rows of the comparison, with the original's and the retrained models'."""
+    rows = [row for row in (measured or {}).get("rows", []) if row["method"] == name]
+    if measured is None or not rows:
+        return ""
+    text = "\n## Measured\n\n`expunge bench lm`, see [the whole table](../results/lm.md).\n"
+    for fixture, title in measured["fixtures"].items():
+        own = [cells(row) for row in rows if row["fixture"] == fixture]
+        table = markdown(bench_head(), [*bench_body(measured, fixture)[:2], *own])
+        text += f"\n{title[0].upper()}{title[1:]}:\n\n{table}"
+    return text
 
 
 def _results() -> str:
@@ -125,21 +167,22 @@ def _recipes() -> str:
     return "\n".join(text)
 
 
-def _page(info: Any) -> str:
+def _page(info: Any, measured: Mapping[str, Any] | None) -> str:
     """Return the page of a method or an audit."""
     prose, told = _split(info.doc)
     rows = [("Works on", ", ".join(sorted(info.kinds)))]
     if isinstance(info, MethodInfo):
         needs = ", ".join(sorted(info.needs(info.config())))
         rows += [("Reads, by default", needs), ("Guarantee", info.guarantee)]
-        rows += [("Maturity", info.maturity)]
+        rows += [("Evidence", info.evidence), ("Maturity", info.maturity)]
     else:
         rows += [("Version of its numbers", str(info.version))]
     rows += [("Source", info.source), *told.items(), ("File", _file(info.function))]
     rows += [("Tests", ", ".join(_tests(info.name, info.function)) or "conformance suite")]
     facts = "\n".join(f"- **{label}:** {text}" for label, text in dict(rows).items())
     settings = _table(info.config, "../recipes.md")
-    return f"{NOTE}\n# {info.name}\n\n{prose}\n\n{facts}\n\n## Settings\n\n{settings}"
+    text = f"{NOTE}\n# {info.name}\n\n{prose}\n\n{facts}\n\n## Settings\n\n{settings}"
+    return text + _measured(info.name, measured) if isinstance(info, MethodInfo) else text
 
 
 def _papers() -> str:
