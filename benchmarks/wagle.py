@@ -85,9 +85,9 @@ def measured(
 
 def at_equal_forgetting(
     found: Study, method: str, mask: dict[str, Any] | None, seeds: range
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """Return for each seed the shortest run that forgets enough, and what it left of held facts."""
-    told = []
+    told: list[dict[str, float | None]] = []
     for seed in seeds:
         for epochs in MATCHED:
             one = measured(found, method, mask, range(seed, seed + 1), epochs)
@@ -95,7 +95,7 @@ def at_equal_forgetting(
                 told.append({"steps": 3 * epochs, "held": one["held"][0]})
                 break
         else:
-            told.append({"steps": float("inf"), "held": one["held"][0]})
+            told.append({"steps": None, "held": one["held"][0]})  # never enough
     return told
 
 

@@ -93,9 +93,8 @@ def lm(config: LmBench, folder: Path, run: Run) -> Path:
     arms = _arms(config.arms)
     for name in fixtures:
         _prepare(FIXTURES[name], folder / name, config.references, run)
-    jobs = [
-        Job(name, arm, seed) for name in fixtures for arm in arms for seed in range(config.seeds)
-    ]
+    told = [(name, arm) for name in fixtures for arm in arms if name in (arm.only or fixtures)]
+    jobs = [Job(name, arm, seed) for name, arm in told for seed in range(config.seeds)]
     missing = [(job, key) for job in jobs if not _done(job, folder, key := _key(job, folder))]
     done = len(jobs) - len(missing)
     context = multiprocessing.get_context("forkserver")
@@ -118,7 +117,7 @@ def lm(config: LmBench, folder: Path, run: Run) -> Path:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    rows = [_row(name, arm, folder, config.seeds) for name in fixtures for arm in arms]
+    rows = [_row(name, arm, folder, config.seeds) for name, arm in told]
     standards = {name: _standards(name, folder, config.references) for name in fixtures}
     results = {
         "settings": to_json(config),
