@@ -22,6 +22,7 @@ from expunge.engine.loop import History
 from expunge.engine.task import Task, tasks
 from expunge.engine.tasks.causal_lm import Template
 from expunge.engine.weights import save_tensors
+from expunge.engine.workers import workers
 from expunge.forget.method import Given, apply
 from expunge.models.language import causal_lm_task
 from expunge.pipeline.recipe import Part, split_part
@@ -112,7 +113,13 @@ def forget(
         fresh=fresh,
         guard=(guard or GuardSettings()) if guarded else None,
     )
-    run = Run(seed, device=device, folder=None if folder is None else Path(folder), quiet=quiet)
+    main = workers().main  # of processes that were launched together, one keeps checkpoints
+    run = Run(
+        seed,
+        device=device,
+        folder=Path(folder) if folder is not None and main else None,
+        quiet=quiet or not main,
+    )
     result = apply(method, model, given, run, settings)
     return Outcome(result.model, sets, result.history, method, result.config)
 

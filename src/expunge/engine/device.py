@@ -10,6 +10,7 @@ import torch
 
 from expunge.core.errors import ConfigError
 from expunge.core.manifest import environment
+from expunge.engine.workers import workers
 
 
 def require_device(device: str) -> None:
@@ -33,5 +34,6 @@ def forked_random(device: str) -> Iterator[None]:
 
 
 def full_environment() -> dict[str, Any]:
-    """Return platform, versions and thread count: what the bits of a result depend on."""
-    return {**environment(), "threads": torch.get_num_threads()}
+    """Return platform, versions, threads and processes: what the bits of a result depend on."""
+    parallel = {"threads": torch.get_num_threads(), "processes": workers().size}
+    return {**environment(), **parallel}

@@ -53,6 +53,7 @@ def reference_key(
         device: Torch device that trains it.
     """
     environment = full_environment()
+    threads, processes = environment["threads"], environment["processes"]
     return digest_json(
         {
             "fresh": state_digest(fresh),
@@ -64,7 +65,7 @@ def reference_key(
             "expunge": environment["libraries"].get("expunge"),
             "torch": environment["libraries"].get("torch"),
             "machine": environment["machine"],
-            "threads": environment["threads"],
+            "threads": threads if processes == 1 else [threads, processes],
         }
     )
 
