@@ -113,7 +113,8 @@ def main() -> None:
             try:
                 found[name].append(in_child(__file__, [*_passed_on(options), "--method", name]))
             except subprocess.CalledProcessError as error:
-                failures[name] = (error.stderr.strip().splitlines() or ["no message"])[-1]
+                said = (error.stderr.strip().splitlines() or ["no message"])[-1]
+                failures[name] = f"exit status {error.returncode}: {said}"
     rows = [
         _row(name, _medians(turns), _medians(found[UNIT])) for name, turns in found.items() if turns
     ]
