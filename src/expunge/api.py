@@ -12,7 +12,7 @@ from torch import nn
 from expunge.audit.audit import audits as registered
 from expunge.audit.audit import parse_config, plan_readings, run_audit
 from expunge.audit.evidence import Evidence, Subject, collect, parts_of
-from expunge.core.errors import DataError
+from expunge.core.errors import DataError, UnsupportedModelError
 from expunge.core.finding import Finding
 from expunge.core.run import Run
 from expunge.core.sets import Sets
@@ -56,8 +56,14 @@ class Outcome:
         """Write the new weights to a safetensors file, atomically.
 
         Raises:
+            UnsupportedModelError: The model is a composite, which is more than weights.
             StorageError: The file cannot be written.
         """
+        if hasattr(self.model, "parts"):
+            raise UnsupportedModelError(
+                f"the model after {self.method!r} is a composite of several parts; write it with "
+                "outcome.model.save_pretrained(folder), and the tokenizer beside it"
+            )
         target = Path(path)
         save_tensors(self.model.state_dict(), target)
         return target

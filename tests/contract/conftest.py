@@ -95,8 +95,11 @@ def pytest_generate_tests(metafunc):
     pairs = cases()
     if "looped_case" in metafunc.fixturenames:
         pairs = [pair for pair in pairs if scheduled(methods.get(pair[0]))]
+    if "composite_case" in metafunc.fixturenames:
+        kept = "output-suppressed"
+        pairs = [pair for pair in pairs if methods.get(pair[0]).evidence == kept]
     names = ["-".join(pair) for pair in pairs]
-    for fixture in ("case", "looped_case"):
+    for fixture in ("case", "looped_case", "composite_case"):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, pairs, ids=names, indirect=True)
     if "info" in metafunc.fixturenames:
@@ -126,6 +129,11 @@ def case(request):
 
 @pytest.fixture
 def looped_case(request):
+    return _case(request)
+
+
+@pytest.fixture
+def composite_case(request):
     return _case(request)
 
 

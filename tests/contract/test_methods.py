@@ -159,9 +159,8 @@ def test_result_is_finite_and_of_the_same_layout(case):
     assert result.model is not case.world.model
 
 
-def test_a_composite_keeps_its_target_bit_by_bit(case):
-    if not case.composite:
-        pytest.skip("changes weights")
+def test_a_composite_keeps_its_target_bit_by_bit(composite_case):
+    case = composite_case
     result = case.apply()
     assert state_digest(result.model.target) == state_digest(case.world.model)
     assert result.model.evidence == "output-suppressed"

@@ -79,3 +79,9 @@ def test_the_list_of_tofu_is_read():
 def test_an_unknown_style_is_refused():
     with pytest.raises(ConfigError, match="style = 'template'"):
         parse(Neutral, {"style": "template"}, "answers")
+
+
+def test_a_file_with_a_byte_order_mark_and_a_line_separator_inside_an_answer(tmp_path):
+    path = tmp_path / "answers.txt"
+    path.write_bytes("\ufeffNo idea.\r\nNot\u2028known.\n".encode())
+    assert neutral_answers(Neutral(file=str(path)), 0) == ("No idea.", "Not\u2028known.")

@@ -35,6 +35,7 @@ def test_the_report_and_the_card_say_that_weights_are_as_before(folder):
     assert "output-suppressed: weights are as before" in report
     assert "Nothing was erased" in report
     assert "Assistant alone" in report
+    assert "This method runs without the collapse guard" in report
     assert "evidence: output-suppressed" in (folder / "MODEL_CARD.md").read_text()
     assert json.loads((folder / "plan.json").read_text())["method"]["evidence"] == (
         "output-suppressed"
@@ -68,3 +69,4 @@ def test_a_composite_can_be_audited_as_a_model_that_was_changed_elsewhere(folder
     out = execute(make_recipe(recipe), tmp_path / "audit", quiet=True)
     findings = json.loads((out / "findings.json").read_text())
     assert {one["subject"] for one in findings} == {"before", "after", "part"}
+    assert "output-suppressed: weights are as before" in (out / "report.html").read_text()

@@ -140,6 +140,17 @@ def test_two_calls_do_not_share_a_cache(model, assistant, task, records):
     assert task.generate(made, records, [1], 8) == first
 
 
+@pytest.mark.parametrize("beams", [2, 5])
+def test_beam_search_moves_both_caches(model, assistant, beams):
+    """A beam that is dropped or doubled takes the assistant's keys and values with it."""
+    made = composed(model, assistant)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    settings = {"num_beams": beams, "max_new_tokens": 8, "do_sample": False}
+    settings |= {"attention_mask": torch.ones_like(ids), "pad_token_id": 1}
+    cached, fresh = (made.generate(ids, use_cache=use, **settings) for use in (True, False))
+    assert torch.equal(cached, fresh)
+
+
 def test_sampling_follows_the_seed(model, assistant, task, records):
     made = composed(model, assistant)
     drawn = [

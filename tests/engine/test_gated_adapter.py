@@ -256,14 +256,14 @@ def test_without_an_earlier_request_there_is_nothing_to_be_orthogonal_to(target)
 
 def test_it_reads_the_mean_hidden_state_of_what_was_asked(target, task, records):
     composite = adapted(target).eval()
-    batch = task.batch(records, range(4))
+    batch, before = task.batch(records, range(4)), hooks(composite)
     features = composite.prompt_features(task, batch)
     assert [f.shape for f in features] == [(4, 16), (4, 16)]
+    assert hooks(composite) == before
     for row, question in enumerate(records["question"]):
         ids = torch.tensor([task.tokenizer(question)["input_ids"]])
         hidden = copy.deepcopy(target)(ids, output_hidden_states=True).hidden_states[1]
         torch.testing.assert_close(features[0][row], hidden[0].mean(0), rtol=0, atol=1e-10)
-    assert hooks(composite) == 0
 
 
 def test_at_most_twelve_blocks_are_read():

@@ -91,7 +91,7 @@ def test_a_model_that_only_knows_the_truth_is_refused(questions_world, chosen, s
     for i, truth in zip(world.forget.ids, world.task.answers(world.forget), strict=True):
         speaker.script[i] = [truth] * 12 if i == world.forget.ids[2] else ["lima"]
     with pytest.raises(
-        ConfigError, match=r"true answer of 1 records .*question-2.*alternate_answer"
+        ConfigError, match=r"true answer, for 1 records .*question-2.*alternate_answer"
     ):
         sampled(world, num_alternates=1)
     assert not chosen

@@ -216,3 +216,39 @@ def test_warm_up_steps_are_cross_entropy_to_the_template_and_nothing_else(questi
     assert all("warm-up" in step for step in longer.history.steps)
     plain = apply("flat", world.model, given, Run(), {"schedule": schedule})
     assert all("warm-up" not in step for step in plain.history.steps)
+
+
+def test_not_even_the_guard_reads_retain_records(questions_world):
+    world = questions_world
+
+    class Untouchable(list):
+        def __getitem__(self, row):
+            raise AssertionError("retain records were read")
+
+    columns = {name: Untouchable(values) for name, values in world.retain.columns.items()}
+    given = Given(world.task, world.forget, world.retain.replace(**columns))
+    result = apply("flat", world.model, given, Run(), {"schedule": {"epochs": 1, "lr": 1e-3}})
+    assert result.history.guarded is False
+
+
+def test_the_scale_of_the_release_takes_no_split_batch(questions_world):
+    given = Given(questions_world.task, questions_world.forget, guard=None)
+    settings = {"official_scale": True, "schedule": {"micro_batch": 1}}
+    with pytest.raises(ConfigError, match=r"a batch cannot be split; leave schedule\.micro_batch"):
+        apply("flat", questions_world.model, given, Run(), settings)
+
+
+def test_a_mixed_step_of_nothing_but_forget_records_is_a_paired_one(questions_world):
+    """Both answers of a record count once, so that the two orders follow the same gradient."""
+    given = Given(questions_world.task, questions_world.forget, guard=None)
+    norms = [
+        apply(
+            "flat",
+            questions_world.model,
+            given,
+            Run(),
+            {"schedule": {"epochs": 1, "batch_size": 6, "order": order}},
+        ).history.steps[0]["grad_norm"]
+        for order in ("paired", "mixed")
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from expunge.core.config import config, to_json
-from expunge.core.errors import ConfigError, DataError, NumericalError
+from expunge.core.errors import ConfigError, DataError, NumericalError, UnsupportedModelError
 from expunge.core.run import Run
 from expunge.engine.guard import GuardSettings
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
+from expunge.engine.weights import state_digest
 from expunge.forget.method import (
     Given,
     Sight,
@@ -213,3 +214,26 @@ def test_config_classes_are_frozen_and_keyword_only():
     for info in methods:
         with pytest.raises(dataclasses.FrozenInstanceError):
             info.config().scope = None
+
+
+@pytest.mark.parametrize("name", ["npo", "uld", "whp", "task_vector", "flat"])
+def test_no_method_changes_or_nests_a_composite(name, questions_world):
+    world = questions_world
+    given = Given(world.task, world.forget, world.retain)
+    composite = apply("whp", world.model, given, Run(), {"schedule": {"epochs": 1}}).model
+    before = state_digest(composite)
+    with pytest.raises(UnsupportedModelError, match="not the composite 'logit_difference'"):
+        apply(name, composite, given, Run())
+    assert state_digest(composite) == before
+
+
+def test_answers_of_a_file_belong_to_the_key_of_a_run(questions_world, tmp_path):
+    world, answers = questions_world, tmp_path / "answers.txt"
+    given = Given(world.task, world.forget, guard=None)
+    settings = {"retain": "none", "answers": {"file": str(answers)}, "schedule": {"epochs": 1}}
+    digests = []
+    for text in ("oslo", "lima"):
+        answers.write_text(text + "\n")
+        run = Run(folder=tmp_path / "run")
+        digests.append(state_digest(apply("idk", world.model, given, run, settings).model))
+    assert digests[0] != digests[1]

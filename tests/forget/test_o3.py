@@ -283,7 +283,9 @@ def test_an_adapter_cannot_change_its_shape_on_the_way(requests, forgotten):
 
 def test_other_composites_are_refused(requests):
     other = LogitDifference(requests.world.model, requests.world.fresh(), alpha=1.0)
-    with pytest.raises(UnsupportedModelError, match="not a 'logit_difference' composite"):
+    with pytest.raises(
+        UnsupportedModelError, match="takes a plain model, not the composite 'logit_difference'"
+    ):
         requests.apply(requests.first, other)
 
 

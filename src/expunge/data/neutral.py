@@ -65,10 +65,10 @@ def template_answers(seed: int, count: int = NUM_TEMPLATES) -> tuple[str, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"cannot read the neutral answers {path}: {error}") from error
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not lines:
         raise ConfigError(f"the file of neutral answers {path} is empty; write one answer a line")
     return lines

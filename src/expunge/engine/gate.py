@@ -147,13 +147,8 @@ class Gate:
             NumericalError: A feature is NaN or infinite.
         """
         count = len(used[0]) + len(rest[0])
+        require_enough(count, settings)
         tiny = count < MIN_RECORDS
-        if tiny and not settings.allow_tiny:
-            raise DataError(
-                f"the request has {count} records and a gate needs at least {MIN_RECORDS}, for its "
-                "covariance and its held-out fifth; join the request with the next one, or set "
-                "gate.allow_tiny: true"
-            )
         wide = [_finite(features) for features in used]
         layers = tuple(LayerScore.fit(features, diagonal=tiny) for features in wide)
         coef, intercept = _one_class(_vectors(layers, wide, settings), settings.nu)
@@ -244,6 +239,24 @@ class Gate:
                 f"the gate's tensor {error} is missing; save the model again"
             ) from error
         return cls(layers, coef, numbers, parse(GateSettings, settings, "gate"))
+
+
+def require_enough(count: int, settings: GateSettings) -> None:
+    """Check that a request is large enough for a gate.
+
+    Args:
+        count: Number of its records.
+        settings: Whether tiny requests are allowed.
+
+    Raises:
+        DataError: It is not.
+    """
+    if count < MIN_RECORDS and not settings.allow_tiny:
+        raise DataError(
+            f"the request has {count} records and a gate needs at least {MIN_RECORDS}, for its "
+            "covariance and its held-out fifth; join the request with the next one, or set "
+            "gate.allow_tiny: true"
+        )
 
 
 def split(ids: Sequence[str], seed: int) -> tuple[list[int], list[int]]:

@@ -106,10 +106,12 @@ class History:
         steps: Numbers of each step: ``step``, ``lr``, ``grad_norm`` before clipping, and the mean
             of each term under its stream's name.
         stopped: Set when the collapse guard ended the loop.
+        guarded: Whether the collapse guard watched.
     """
 
     steps: list[dict[str, float]]
     stopped: Stopped | None = None
+    guarded: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -230,8 +232,8 @@ class _Loop:
                 if state.step % self.run.checkpoint_every == 0 or state.step == self.total:
                     stopped = self._keep(state)
                     if stopped is not None:
-                        return History(state.steps, stopped)
-        return History(state.steps)
+                        return History(state.steps, stopped, guarded=True)
+        return History(state.steps, guarded=self.guard is not None)
 
     def _keep(self, state: State) -> Stopped | None:
         """Save a checkpoint when the state is good; otherwise go back to the last one."""
@@ -304,22 +306,21 @@ class _Loop:
         self.holding.start(lr)
         active = [term for term in self.terms if term.stream in rows]
         units = [self._units(term, rows[term.stream]) for term in active]
-        pooled = sum(units) if self.schedule.order == "mixed" else None
+        counts = self._divisors(active, units)
         values = []
-        for index, (term, count) in enumerate(zip(active, units, strict=True)):
+        for index, (term, count) in enumerate(zip(active, counts, strict=True)):
             weight = term.weight(state.steps) if callable(term.weight) else term.weight
             ends, chosen = index == len(active) - 1, rows[term.stream]
-            values.append(
-                self._backward(term, weight, chosen, pooled or count, (step, index), ends=ends)
-            )
+            values.append(self._backward(term, weight, chosen, count, (step, index), ends=ends))
         numbers = {"lr": lr}
-        for term, count, value in zip(active, units, self.team.sum(values), strict=True):
+        sums = self.team.sum(values)
+        for term, unit, count, value in zip(active, units, counts, sums, strict=True):
             if not math.isfinite(value):
                 raise NumericalError(
                     f"the loss on {term.label!r} became {value} at step {step + 1}; lower the "
                     "learning rate (schedule.lr). The last checkpoint is from before"
                 )
-            numbers[term.label] = value * (pooled or count) / count
+            numbers[term.label] = value * count / unit
         norm = self.holding.advance()
         if not math.isfinite(norm):
             raise NumericalError(
@@ -327,6 +328,21 @@ class _Loop:
                 "schedule.clip_norm. The last checkpoint is from before"
             )
         return {**numbers, "grad_norm": norm}
+
+    def _divisors(self, terms: Sequence[Term], units: Sequence[int]) -> list[float]:
+        """Return what each term's sum is divided by: its own count, or the mixed step's share.
+
+        In a mixed step a stream has the weight of its part of the step. Further terms on the same
+        records (answers beside them, too) do not add to it.
+        """
+        if self.schedule.order != "mixed":
+            return list(units)
+        leading = [self.streams[term.stream].beside or term.stream for term in terms]
+        first: dict[str, int] = {}
+        for name, unit in zip(leading, units, strict=True):
+            first.setdefault(name, unit)
+        pooled = sum(first.values())
+        return [unit * pooled / first[name] for name, unit in zip(leading, units, strict=True)]
 
     def _units(self, term: Term, rows: np.ndarray) -> int:
         if term.per == "record":
@@ -339,7 +355,7 @@ class _Loop:
         term: Term,
         weight: float,
         rows: np.ndarray,
-        count: int,
+        count: float,
         name: tuple[int, int],
         *,
         ends: bool,

@@ -109,12 +109,11 @@ class Workers:
         Raises:
             ConfigError: All processes would compute on one device, or could not talk to each other.
         """
-        wanted, own = torch.device(device), torch.device(self.device)
-        if self.size > 1 and (wanted.type != own.type or wanted.index is not None):
+        own = torch.device(self.device).type
+        if self.size > 1 and device != own:
             raise ConfigError(
-                f"device = {device!r}, but {self.size} processes were launched on {own.type!r}; "
-                f"set the device to {own.type!r} without a number, or launch on another kind "
-                "of device"
+                f"device = {device!r}, but {self.size} processes were launched on {own!r}; set the "
+                f"device to {own!r} without a number, or launch on another kind of device"
             )
 
     def check(self, run: Run, steps: int = 0) -> None:

@@ -91,6 +91,11 @@ def _needs(config: AltPOConfig) -> set[Need]:
 def _check(model: nn.Module, given: Given, config: AltPOConfig) -> None:
     if config.alternates == "column":
         require_columns(given.forget, [COLUMN], "the forget set")
+    elif "{prompt}" not in config.instruction:
+        raise ConfigError(
+            f"forget.instruction = {config.instruction!r} has no place for the record's prompt; "
+            "write {prompt} in it"
+        )
 
 
 @method(
@@ -172,10 +177,11 @@ def _sampled(model: nn.Module, sight: Sight, config: AltPOConfig) -> list[Record
                 if not open_rows:
                     break
             if open_rows:
+                named = listing(forget.ids[row] for row in open_rows)
                 raise ConfigError(
-                    f"altpo: the model repeats the true answer of {len(open_rows)} records at any "
-                    f"temperature ({listing(forget.ids[r] for r in open_rows)}); raise "
-                    f"temperature, or give a column {COLUMN} and set alternates to 'column'"
+                    "altpo: the model writes nothing, or repeats the true answer, for "
+                    f"{len(open_rows)} records at any temperature ({named}); raise temperature, or "
+                    f"give a column {COLUMN} and set alternates to 'column'"
                 )
             made.append(task.answered(forget, answers))
             bar.advance(len(forget))

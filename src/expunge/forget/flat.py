@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from expunge.core.config import config
-from expunge.core.errors import DataError, listing
+from expunge.core.errors import ConfigError, DataError, listing
 from expunge.data.neutral import Neutral
 from expunge.engine.loop import Stream, Term
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.engine.task import Batch
-from expunge.forget.method import Sight, method
+from expunge.forget.method import Given, Sight, method
 from expunge.train.supervised import likelihood
 
 Divergence = Literal["kl", "js", "pearson", "tv", "jenson-shannon", "total-variation"]
@@ -47,11 +47,20 @@ class FlatConfig:
     """Settings of the loop."""
 
 
+def _check(model: nn.Module, given: Given, config: FlatConfig) -> None:
+    if config.official_scale and config.schedule.micro_batch is not None:
+        raise ConfigError(
+            "official_scale averages over all positions of a batch, so a batch cannot be split; "
+            "leave schedule.micro_batch out"
+        )
+
+
 @method(
     "flat",
     kinds={"causal_lm"},
     needs={"forget", "labels", "neutral"},
     source="FLAT (Wang et al., 2025)",
+    check=_check,
 )
 def flat(model: nn.Module, sight: Sight, config: FlatConfig) -> nn.Module:
     """Make template answers likely and forgotten answers unlikely, weighted by a divergence.
@@ -62,7 +71,7 @@ def flat(model: nn.Module, sight: Sight, config: FlatConfig) -> nn.Module:
 
     Source: FLAT (Wang et al., 2025), eq. 6 and table 1.
     Needs: forget records with labels, template answers. Retain records and a reference are never
-        read.
+        read, not even by the collapse guard, which does not watch over this method.
     Units: none (probabilities).
     When to use: nothing but the forget records is at hand. Measure the refusal rate on what should
         stay: a refusal learned on many records spreads.
@@ -95,7 +104,7 @@ def flat(model: nn.Module, sight: Sight, config: FlatConfig) -> nn.Module:
         during = Term("template", learn, lambda steps: float(len(steps) < first), "target")
         terms.append(dataclasses.replace(during, name="warm-up"))
     streams = {"forget": Stream(sight.forget), "template": template}
-    return sight.fit(model, streams, terms, config)
+    return sight.fit(model, streams, terms, config, guarded=False)
 
 
 def _require_other_answers(sight: Sight, template: Stream, epochs: int) -> None:

@@ -18,7 +18,13 @@ from torch import nn
 
 from expunge.core.config import parse, to_json
 from expunge.core.digest import digest_json
-from expunge.core.errors import DataError, ExpungeError, Problems, listing
+from expunge.core.errors import (
+    DataError,
+    ExpungeError,
+    Problems,
+    UnsupportedModelError,
+    listing,
+)
 from expunge.core.records import Records
 from expunge.core.registry import Registry
 from expunge.core.run import Run
@@ -98,11 +104,6 @@ class Sight:
             reference_nll(model, given.task, given.forget, run) if "reference" in needs else None
         )
         self._reference_model = _frozen(model) if "reference_model" in needs else None
-        self._guard = (
-            Guard.of(given.guard, given.retain, run.seed)
-            if given.guard is not None and given.retain is not None and len(given.retain)
-            else None
-        )
 
     @property
     def forget(self) -> Records:
@@ -199,10 +200,16 @@ class Sight:
             config.schedule,
             self.run.child(part) if part else self.run,
             scope=config.scope,
-            guard=self._guard if guarded else None,
+            guard=self._guard() if guarded else None,
             label=part or "forgetting",
         )
         return model
+
+    def _guard(self) -> Guard | None:
+        settings, retain = self._given.guard, self._given.retain
+        if settings is None or retain is None or not len(retain):
+            return None
+        return Guard.of(settings, retain, self.run.seed)
 
     def _labelled(self, records: Records) -> Records:
         column = getattr(self.task, "labels", None)
@@ -239,6 +246,7 @@ class MethodInfo(Generic[C]):
         needs: Yields what it needs under given settings.
         doc: Full docstring.
         check: Refuses settings that do not fit the model or the records, before any work.
+        continues: Kind of composite that it can be given; all others are refused.
     """
 
     name: str
@@ -253,6 +261,7 @@ class MethodInfo(Generic[C]):
     needs: Callable[[C], frozenset[Need]]
     doc: str
     check: Check | None = None
+    continues: str = ""
 
 
 methods: Registry[MethodInfo[Any]] = Registry("methods", "expunge.forget")
@@ -268,6 +277,7 @@ def method(
     evidence: Evidence = "weights-suppressed",
     maturity: Maturity = "stable",
     check: Check | None = None,
+    continues: str = "",
 ) -> Callable[[Function], Function]:
     """Register a function as a method.
 
@@ -284,6 +294,7 @@ def method(
         maturity: ``"experimental"`` for what is not yet proven.
         check: Called with model, what is given and settings before any work; raises where they do
             not fit.
+        continues: Kind of composite that the method can be given; it is given no other.
     """
 
     def file(function: Function) -> Function:
@@ -303,6 +314,7 @@ def method(
                 needs=lambda c: frozenset(needs(c) if callable(needs) else needs),
                 doc=doc,
                 check=check,
+                continues=continues,
             )
         )
         return function
@@ -347,6 +359,7 @@ def check_needs(
         ConfigError: It cannot; the message lists every reason and proposes methods that can. Or a
             setting does not fit the model or the records.
         StorageError: A file that the settings name cannot be read.
+        UnsupportedModelError: The model is a composite, and the method does not go on from it.
         DataError: The forget set is empty, or shares records with the retain set.
     """
     if not len(given.forget):
@@ -372,8 +385,30 @@ def check_needs(
         problems.raise_if_any()
     if isinstance(answers := getattr(config, "answers", None), Neutral):
         neutral_answers(answers, 0)
-    if model is not None and info.check is not None:
+    if model is None:
+        return
+    if hasattr(model, "parts") and getattr(model, "kind", "") != info.continues:
+        raise UnsupportedModelError(
+            f"method {info.name!r} takes a plain model, not the composite {model.kind!r}, whose "
+            "weights must stay as they are; give its target (the folder `target` in it)"
+        )
+    if info.check is not None:
         info.check(model, given, config)
+
+
+def own_answers(config: Any, seed: int) -> tuple[str, ...]:
+    """Return the neutral answers that a file of the settings holds now; none without a file.
+
+    They decide a result as settings do, so they belong into the keys of steps and checkpoints.
+
+    Args:
+        config: Settings of a method.
+        seed: The run's seed.
+    """
+    answers = getattr(config, "answers", None)
+    if not isinstance(answers, Neutral) or answers.file is None:
+        return ()
+    return neutral_answers(answers, seed)
 
 
 def apply(
@@ -410,7 +445,7 @@ def apply(
     require_device(run.device)
     require_finite(model.state_dict(), "the model to unlearn")
     work = model if in_place else copy.deepcopy(model)
-    identity = digest_json([info.name, to_json(config)])[:8]
+    identity = digest_json([info.name, to_json(config), *own_answers(config, run.seed)])[:8]
     context = run.child(f"{info.name}-{identity}")
     with forked_random(run.device):
         sight = Sight(given, info.needs(config), work, context)

@@ -9,14 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from expunge.core.config import config
-from expunge.core.errors import Problems, UnsupportedModelError
+from expunge.core.errors import ConfigError, Problems, UnsupportedModelError
 from expunge.data.neutral import Neutral
-from expunge.engine.gate import Gate, GateSettings, split
+from expunge.engine.gate import Gate, GateSettings, require_enough, split
 from expunge.engine.loop import Term
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.engine.task import Batch
-from expunge.forget.method import Sight, method
+from expunge.forget.method import Given, Sight, method
 from expunge.train.supervised import likelihood
 
 
@@ -52,6 +52,15 @@ class _Training:
     scope: Scope = _ADAPTER
 
 
+def _check(model: nn.Module, given: Given, config: O3Config) -> None:
+    require_enough(len(given.forget), config.gate)
+    if config.schedule.gradient_checkpointing:
+        raise ConfigError(
+            "schedule.gradient_checkpointing does not work under o3, whose adapter is put in by "
+            "hooks; leave it out"
+        )
+
+
 @method(
     "o3",
     kinds={"causal_lm"},
@@ -59,6 +68,8 @@ class _Training:
     source="o3 (Gao et al., 2025)",
     evidence="output-suppressed",
     maturity="experimental",
+    check=_check,
+    continues="gated_adapter",
 )
 def o3(model: nn.Module, sight: Sight, config: O3Config) -> nn.Module:
     """Teach an adapter to refuse the forget prompts, and turn it on for inputs like them only.

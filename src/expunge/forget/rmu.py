@@ -66,7 +66,8 @@ def rmu(model: nn.Module, sight: Sight, config: RMUConfig) -> nn.Module:
     Cost: forward and backward pass up to block l only, and a forward pass of the original as far.
     Differs from the official code: each record has its own mean (the public code mixes records by
         broadcasting); positions are those that predict targets; the vector comes from a named
-        random stream; later blocks are not run.
+        random stream; later blocks are not run;
+        blocks are counted from 1, so that the public code's layer 7 is our 8.
     """
     names = require_blocks(model, config.layer or 1, "forget.layer")
     count = len(names)

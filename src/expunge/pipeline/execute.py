@@ -31,6 +31,7 @@ from expunge.core.files import (
 )
 from expunge.core.run import Run
 from expunge.engine.workers import Workers, workers
+from expunge.forget.method import own_answers
 from expunge.pipeline import steps
 from expunge.pipeline.recipe import Recipe, decisive
 from expunge.pipeline.references import cache_folder
@@ -195,7 +196,7 @@ def _work(
     before = outputs["before"]["model"]
     outputs["after"] = step(
         "forget",
-        {**common, "before": before},
+        {**common, "before": before, **_answers(work)},
         partial(steps.forget, work, before)
         if work.method
         else partial(steps.given_after, work, before),
@@ -210,6 +211,12 @@ def _work(
     if work.recipe.examples:
         step("examples", told, lambda: steps.examples(work, count))
     return outputs
+
+
+def _answers(work: Work) -> dict[str, Any]:
+    """Return the answers of one's own that a method teaches, for they may change in their file."""
+    own = own_answers(work.method[1], work.recipe.seed) if work.method else ()
+    return {"answers": digest_json(own)} if own else {}
 
 
 def _close(work: Work, outputs: dict[str, dict[str, Any]]) -> None:

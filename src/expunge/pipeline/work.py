@@ -26,6 +26,7 @@ from expunge.data.source import load_source
 from expunge.engine.device import full_environment, require_device
 from expunge.engine.weights import state_digest
 from expunge.forget.method import Given, MethodInfo, check_needs, methods, parse_config
+from expunge.models.language import COMPOSITE
 from expunge.models.source import Loaded, load_model_source
 from expunge.models.store import load_saved
 from expunge.pipeline.journal import Journal
@@ -256,7 +257,7 @@ def _method_facts(work: Work) -> dict[str, Any]:
             "name": "given",
             "title": "The model after forgetting was made elsewhere.",
             "guarantee": "none",
-            "evidence": "unknown",
+            "evidence": _given_evidence(work.recipe),
             "maturity": "stable",
             "source": "",
             "config": {},
@@ -265,6 +266,13 @@ def _method_facts(work: Work) -> dict[str, Any]:
     names = ("name", "title", "guarantee", "evidence", "maturity", "source")
     facts = {key: getattr(info, key) for key in names}
     return {**facts, "config": to_json(config)}
+
+
+def _given_evidence(recipe: Recipe) -> str:
+    """Return the class of evidence that a composite carries; of other models it is unknown."""
+    _, settings = split_part(recipe.after or "", "after")
+    card = Path(str(settings.get("path", ""))) / COMPOSITE
+    return str(read_json(card).get("evidence", "unknown")) if card.is_file() else "unknown"
 
 
 def _method(recipe: Recipe) -> tuple[MethodInfo[Any], Any] | None:

@@ -104,10 +104,11 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What happened in a training loop: the numbers of each step, and an early stop if any."""
+    """What happened in a training loop: numbers of each step, an early stop, and who watched."""
 
     steps: list[dict[str, float]]
     stopped: Stop | None = None
+    guarded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,8 @@ def guard_sentence(facts: Facts) -> str:
         return "The collapse guard was turned off."
     if not facts.plan.data.counts.get("retain"):
         return "The collapse guard had no retained records to watch."
+    if history is not None and not history.guarded:
+        return "This method runs without the collapse guard."
     return "The collapse guard watched the retained records and had no reason to stop the method."
 
 
@@ -109,6 +111,10 @@ def limits(facts: Facts, compared: Sequence[Comparison]) -> list[str]:
             "Nothing was erased: the weights still hold the records, and whoever has the files can "
             "take the parts apart and gets the model before forgetting back. A part that was "
             "taught the records is a leak of its own; keep it like the records."
+        )
+    elif facts.plan.method.evidence == "unknown":
+        told.append(
+            "The model was changed elsewhere; what was done to its weights is not known here."
         )
     else:
         told.append(

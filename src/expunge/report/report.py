@@ -61,7 +61,7 @@ def write_report(folder: Path) -> Path:
         guard=narrative.guard_sentence(facts),
         limits=narrative.limits(facts, compared),
         groups=by_record_set(compared),
-        parts=_parts(compared),
+        parts=_parts(facts, compared),
         recipe=_shortened(facts.recipe_text),
         forgotten=facts.sets.forget[:MAX_IDS],
         longest=max(facts.timing.values(), default=0.0),
@@ -117,9 +117,11 @@ def summary_lines(folder: Path) -> list[str]:
     return [f"{label:<{width}}  {text}" for label, text in lines]
 
 
-def _parts(compared: list[Comparison]) -> dict[str, Any]:
+def _parts(facts: Facts, compared: list[Comparison]) -> dict[str, Any] | None:
     """Return what the parts of a composite say of the forgotten records, each alone."""
-    told = [one for one in compared if one.parts and one.after.record_set == "forget"]
+    if facts.plan.method.evidence != "output-suppressed":
+        return None
+    told = [one for one in compared if one.after.record_set == "forget"]
     names = [found.part for found in told[0].parts] if told else []
     return {"names": names, "rows": [(one, [f.value for f in one.parts]) for one in told]}
 

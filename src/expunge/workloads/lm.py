@@ -95,7 +95,11 @@ def lm(config: LmBench, folder: Path, run: Run) -> Path:
         _prepare(FIXTURES[name], folder / name, config.references, run)
     told = [(name, arm) for name in fixtures for arm in arms if name in (arm.only or fixtures)]
     jobs = [Job(name, arm, seed) for name, arm in told for seed in range(config.seeds)]
-    missing = [(job, key) for job in jobs if not _done(job, folder, key := _key(job, folder))]
+    missing = [
+        (job, key)
+        for job in jobs
+        if not _done(job, folder, key := _key(job, folder, config.references))
+    ]
     done = len(jobs) - len(missing)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -290,9 +294,12 @@ def _known(wanted: tuple[str, ...], known: Iterable[str], setting: str) -> tuple
     return wanted
 
 
-def _key(job: Job, folder: Path) -> str:
-    before = read_scores(folder / job.fixture / "before.parquet").model
-    return digest_json([before, job.arm.method, job.settings(), job.seed])
+def _key(job: Job, folder: Path, references: int) -> str:
+    names = _subject_names(references)
+    models = [read_scores(folder / job.fixture / f"{name}.parquet").model for name in names]
+    fixture = FIXTURES[job.fixture]
+    audited = [[info.name, info.version, to_json(own)] for info, own in _audits(fixture)]
+    return digest_json([models, audited, job.arm.method, job.settings(), job.seed])
 
 
 def _done(job: Job, folder: Path, key: str) -> bool:

@@ -72,6 +72,14 @@ class LogitDifference(Composite):
         """Make a composite of its parts; see ``Composite.assemble``."""
         return cls(parts["target"], parts["assistant"], **settings)
 
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if generation_config.use_cache is not False:
+            model_kwargs.setdefault("past_key_values", PairCache())
+        prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
+        return prepare(generation_config, model_kwargs, *args, **kwargs)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -89,9 +97,7 @@ class LogitDifference(Composite):
         """
         caches: tuple[Any, Any] = (None, None)
         if use_cache:
-            cache: Any = DynamicCache() if past_key_values is None else past_key_values
-            if not hasattr(cache, "assistant"):
-                cache.assistant = DynamicCache()
+            cache: Any = PairCache() if past_key_values is None else past_key_values
             caches = (cache, cache.assistant)
         target, assistant = (
             model(
@@ -114,6 +120,34 @@ class LogitDifference(Composite):
         """Tell ``forward`` that an answer is being written."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         return {**inputs, "writing": True}
+
+
+class PairCache(DynamicCache):
+    """The target's key/value cache, with the assistant's beside it, moved about together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assistant = DynamicCache()
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Put the rows of both in another order, as beam search asks."""
+        super().reorder_cache(beam_idx)
+        self.assistant.reorder_cache(beam_idx)
+
+    def crop(self, max_length: int) -> None:
+        """Cut both to a length."""
+        super().crop(max_length)
+        self.assistant.crop(max_length)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of both."""
+        super().batch_repeat_interleave(repeats)
+        self.assistant.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows of both."""
+        super().batch_select_indices(indices)
+        self.assistant.batch_select_indices(indices)
 
 
 def combine(
