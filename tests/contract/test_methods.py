@@ -43,7 +43,7 @@ LABELS = (
     "Differs from the official code:",
 )
 
-MULTIPLES = (100, 300, 30, 1, 50, 10)
+MULTIPLES = (100, 300, 30, 1, 50, 10, 150, 200)
 MIN_RISE = 0.1
 MAX_LOSS = 0.5
 
