@@ -21,6 +21,7 @@ from expunge.forget.method import (
     check_needs,
     methods,
     parse_config,
+    parse_config,
 )
 
 
@@ -180,10 +181,18 @@ def test_the_guard_can_be_set_and_turned_off(digits_world):
     assert len(whole.steps) == 20
 
 
-def test_a_saliency_mask_is_refused_where_no_forget_records_are_read(digits_world):
-    settings = {"scope": {"mask": {"by": "saliency"}}}
-    with pytest.raises(ConfigError, match=r"reads only \['retain'\]"):
-        apply("finetune", digits_world.model, given_of(digits_world), Run(), settings)
+def test_a_saliency_mask_brings_its_forget_records_but_not_into_an_exact_method(digits_world):
+    settings = {"scope": {"mask": {"by": "saliency", "fraction": 0.1}}}
+    info = methods.get("finetune")
+    assert "forget" in info.needs(parse_config(info, settings))
+    given = given_of(digits_world)
+    model = apply("finetune", digits_world.model, given, Run(), settings).model
+    pairs = zip(model.parameters(), digits_world.model.parameters(), strict=True)
+    moved = sum(int((new != old).sum()) for new, old in pairs)
+    assert 0 < moved <= 0.1 * sum(p.numel() for p in model.parameters())
+    fresh = dataclasses.replace(given, fresh=digits_world.fresh)
+    with pytest.raises(ConfigError, match=r"reads only \['train'\]"):
+        apply("retrain", digits_world.model, fresh, Run(), settings)
 
 
 def test_methods_do_not_share_checkpoints_in_one_folder(digits_world, tmp_path):

@@ -134,23 +134,51 @@ def test_masked_out_weights_keep_their_bits_under_weight_decay(questions_world, 
     assert 0.09 * total < moved <= 0.1 * total
 
 
-@pytest.mark.parametrize(
-    "name", ["grad_ascent", "grad_diff", "simnpo", "wga", "undial", "ceu", "idk", "dpo", "pdu"]
-)
+def masked_methods():
+    """Every method for language models that has a scope and changes the weights."""
+    return [
+        info.name
+        for info in methods
+        if "causal_lm" in info.kinds
+        and hasattr(info.config(), "scope")
+        and info.evidence == "weights-suppressed"
+    ]
+
+
+@pytest.mark.parametrize("name", masked_methods())
 def test_the_mask_serves_every_objective(questions_world, name):
-    """A setting of ``scope``, no class of its own. Without retain records it is SNIP's share."""
+    """A setting of ``scope``, no class of its own; it brings its own need of retain records."""
     world = questions_world
-    config = methods.get(name).config()
-    reads_retain = "retain" in methods.get(name).needs(config)
-    mask = {"by": "attribution", "fraction": 0.2} | (
-        {} if reads_retain else {"curvature": "infinite"}
-    )
-    schedule = {"epochs": 2, "lr": 1e-3, "weight_decay": 0.1}
-    model = run(world, name, scope={"mask": mask}, schedule=schedule)
-    before, after = world.model.state_dict(), model.state_dict()
+    mask = {"by": "attribution", "fraction": 0.2}
+    settings = {"scope": {"mask": mask}, "schedule": {"epochs": 2, "lr": 1e-3, "weight_decay": 0.1}}
+    info = methods.get(name)
+    assert "retain" in info.needs(parse(info.config, settings, name))
+    given = Given(world.task, world.forget, world.retain, fresh=world.fresh)
+    model = apply(name, world.model, given, Run(), settings).model
+    start = world.fresh() if "fresh" in info.needs(info.config()) else world.model
+    before, after = start.state_dict(), model.state_dict()
     total = sum(value.numel() for value in before.values())
     moved = sum(int((before[key] != after[key]).sum()) for key in before)
-    assert 0.15 * total < moved <= 0.2 * total
+    assert (0.02 if name == "rmu" else 0.15) * total < moved <= 0.2 * total
+    with pytest.raises(ConfigError, match="it needs retain records and there are none"):
+        apply(name, world.model, dataclasses.replace(given, retain=None), Run(), settings)
+
+
+@pytest.mark.parametrize("name", ["grad_ascent", "flat", "ceu"])
+def test_retain_records_decide_the_mask_of_methods_that_do_not_read_them(questions_world, name):
+    """Other retain records, another mask; an infinite curvature reads none of them."""
+    world = questions_world
+    schedule = {"epochs": 1, "lr": 1e-3}
+
+    def digest(retain, curvature):
+        mask = {"by": "attribution", "fraction": 0.2, "curvature": curvature}
+        given = Given(world.task, world.forget, retain, guard=None)
+        settings = {"scope": {"mask": mask}, "schedule": schedule}
+        return state_digest(apply(name, world.model, given, Run(), settings).model)
+
+    part = world.retain.take(range(4))
+    assert digest(world.retain, 1e-6) != digest(part, 1e-6)
+    assert digest(world.retain, "infinite") == digest(None, "infinite") != digest(part, 1e-6)
 
 
 def test_refusal_methods_are_attributed_on_their_refusals(questions_world):

@@ -127,6 +127,7 @@ def fit(
     run: Run,
     *,
     scope: Scope | None = None,
+    aside: Mapping[str, Records] | None = None,
     guard: Guard | None = None,
     label: str = "training",
 ) -> History:
@@ -146,6 +147,7 @@ def fit(
         schedule: Settings of the loop.
         run: Context: seed, device, folder, budget, events, cancellation.
         scope: Which weights may move; all when absent.
+        aside: Records that only a mask reads, by role.
         guard: Stops the loop at the last good state when retained records are being lost.
         label: Words beside the progress bar.
 
@@ -157,16 +159,16 @@ def fit(
         NumericalError: A loss or gradient is not finite; the last checkpoint is good.
         Interrupted: Cancelled, or the budget is spent; call again to resume.
     """
-    scope, team = scope or Scope(), workers()
+    scope, aside, team = scope or Scope(), aside or {}, workers()
     team.require_device(run.device)
     if scope.mask is not None and team.sharding != "none":
         raise ConfigError(
             f"scope.mask needs whole weights in each process, and {team.sharding} divides them; "
             "leave the mask out, or launch without it"
         )
-    key = _key(model, task, streams, terms, schedule, scope, guard, run)
+    key = _key(model, task, streams, terms, schedule, scope, aside, guard, run)
     team.require_same(key, "model, data and settings; start them with the same arguments")
-    sources = {name: stream.records for name, stream in streams.items()}
+    sources = {**aside, **{name: stream.records for name, stream in streams.items()}}
     run = team.quieted(run)
     with (
         placed(model, run.device, team),
@@ -400,6 +402,7 @@ def _key(
     terms: Sequence[Term],
     schedule: Schedule,
     scope: Scope,
+    aside: Mapping[str, Records],
     guard: Guard | None,
     run: Run,
 ) -> str:
@@ -423,6 +426,7 @@ def _key(
             ],
             "schedule": to_json(schedule),
             "scope": to_json(scope),
+            "aside": [[name, records.digest()] for name, records in aside.items()],
             "guard": None if guard is None else [guard.records.digest(), guard.max_increase],
             "seed": run.seed,
         }

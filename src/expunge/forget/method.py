@@ -200,10 +200,19 @@ class Sight:
             config.schedule,
             self.run.child(part) if part else self.run,
             scope=config.scope,
+            aside=self._aside(streams, config),
             guard=self._guard() if guarded else None,
             label=part or "forgetting",
         )
         return model
+
+    def _aside(self, streams: Mapping[str, Stream], config: Composed) -> dict[str, Records]:
+        """Return what only the mask of a scope reads; neutral answers stand in for the forgotten."""
+        mask = config.scope.mask
+        reads = (mask.reads if mask is not None else frozenset()) & self._needs - streams.keys()
+        if "neutral" in streams:
+            reads -= {"forget"}
+        return {role: getattr(self, role) for role in sorted(reads)}
 
     def _guard(self) -> Guard | None:
         settings, retain = self._given.guard, self._given.retain
@@ -287,7 +296,8 @@ def method(
     Args:
         name: Registered name, lower case with underscores.
         kinds: Kinds of task it works on.
-        needs: What it must be given; a function of the settings where they decide.
+        needs: What it must be given; a function of the settings where they decide. What the mask of
+            a scope reads is added to it.
         source: The paper.
         guarantee: ``"exact"`` when the result never depended on the forget records.
         evidence: ``"output-suppressed"`` when the weights are as before; ignored when exact.
@@ -311,7 +321,7 @@ def method(
                 source=source,
                 config=typing.get_type_hints(function)[config],
                 function=function,
-                needs=lambda c: frozenset(needs(c) if callable(needs) else needs),
+                needs=lambda c: _with_mask(needs(c) if callable(needs) else needs, guarantee, c),
                 doc=doc,
                 check=check,
                 continues=continues,
@@ -452,6 +462,13 @@ def apply(
         result = info.function(work, sight, config)
     require_finite(result.state_dict(), f"the model after {info.name!r}")
     return Forgotten(result, sight.history, info, config)
+
+
+def _with_mask(needs: set[Need], guarantee: Guarantee, config: Any) -> frozenset[Need]:
+    """Add what the mask in a method's settings reads; an exact method stays away from it."""
+    mask = getattr(getattr(config, "scope", None), "mask", None)
+    reads: set[Need] = set(mask.reads) if mask is not None and guarantee != "exact" else set()
+    return frozenset(needs | reads | ({"labels"} if reads else set()))
 
 
 def _missing(info: MethodInfo[Any], config: Any, given: Given) -> list[str]:

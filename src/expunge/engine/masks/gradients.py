@@ -44,7 +44,6 @@ def set_gradient(
         raise ConfigError(
             f"scope.mask.by = {settings.by!r} scores {role} records, but this method reads only "
             f"{sorted(sources)}; leave scope.mask out, or choose a method that reads them"
-            + (", or set scope.mask.curvature to 'infinite'" if role == "retain" else "")
         )
     records = sources[role]
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}

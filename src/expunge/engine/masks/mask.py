@@ -34,6 +34,14 @@ class Mask:
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Records per forward pass while scoring."""
 
+    @property
+    def reads(self) -> frozenset[Literal["forget", "retain"]]:
+        """The record sets that the rule scores, even where the method itself does not read them."""
+        if self.by not in ("saliency", "attribution"):
+            return frozenset()
+        compares = self.by == "attribution" and self.curvature != "infinite"
+        return frozenset({"forget", "retain"} if compares else {"forget"})
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightMask:

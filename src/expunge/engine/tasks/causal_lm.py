@@ -161,6 +161,12 @@ class CausalLM:
             raise ConfigError(
                 "the list of neutral answers is empty; give refusals, or a file of answers"
             )
+        if not self.template.prompt and not self.template.chat:
+            warnings.warn(
+                "the records have no prompt (template.prompt is empty), so neutral answers are "
+                "learned as the start of any text",
+                stacklevel=2,
+            )
         drawn = [
             texts[int(stream(seed, "refusal", epoch, i).integers(len(texts)))] for i in records.ids
         ]
