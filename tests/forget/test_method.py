@@ -21,7 +21,6 @@ from expunge.forget.method import (
     check_needs,
     methods,
     parse_config,
-    parse_config,
 )
 
 

@@ -164,7 +164,8 @@ def test_a_split_batch_changes_nothing_but_rounding(requests):
 def test_documents_without_a_prompt_are_read_whole(requests):
     """There is nothing else to recognise them by."""
     task = requests.world.task.with_template(Template(prompt="", answer="{question}"))
-    model = requests.apply(requests.first, task=task).model
+    with pytest.warns(UserWarning, match="have no prompt .* learned as the start of any text"):
+        model = requests.apply(requests.first, task=task).model
     batch = task.batch(requests.first, range(12))
     states = model.pooled(batch.inputs["input_ids"], batch.inputs["attention_mask"])
     features = model.prompt_features(task, batch)

@@ -207,7 +207,7 @@ class Sight:
         return model
 
     def _aside(self, streams: Mapping[str, Stream], config: Composed) -> dict[str, Records]:
-        """Return what only the mask of a scope reads; neutral answers stand in for the forgotten."""
+        """Return what only the mask of a scope reads; neutral answers stand in for forgotten."""
         mask = config.scope.mask
         reads = (mask.reads if mask is not None else frozenset()) & self._needs - streams.keys()
         if "neutral" in streams:

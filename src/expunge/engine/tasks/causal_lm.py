@@ -22,6 +22,7 @@ from expunge.core.digest import digest_json
 from expunge.core.errors import ConfigError, DataError, UnsupportedModelError, listing
 from expunge.core.records import Records
 from expunge.core.streams import stream
+from expunge.engine.decoding import Encoded, greedy, keeps_cache, padded, past_of, shared_inputs
 from expunge.engine.device import forked_random
 from expunge.engine.task import Batch, Predictions, task
 
@@ -92,7 +93,7 @@ class CausalLM:
         self.template = template or Template()
         self.refusals = tuple(refusals)
         self.context = context
-        self._encoded: dict[tuple[str, str], tuple[list[int], int]] = {}
+        self._encoded: dict[tuple[str, str], Encoded] = {}
 
     def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
         """Tokenise, pad on the right and mark the positions that predict answer tokens.
@@ -101,25 +102,39 @@ class CausalLM:
         """
         texts = self._texts(records, rows)
         self._encode(texts)
-        encoded = [self._encoded[text] for text in texts]
-        longest = max(len(tokens) for tokens, _ in encoded)
-        pad = self._pad()
-        ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
-        seen_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-        positions_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
-        symbols: list[int] = []
-        owners: list[int] = []
-        for row, (tokens, start) in enumerate(encoded):
-            ids_BT[row, : len(tokens)] = torch.tensor(tokens)
-            seen_BT[row, : len(tokens)] = 1
-            positions_BT[row, start - 1 : len(tokens) - 1] = True
-            symbols += tokens[start:]
-            owners += [row] * (len(tokens) - start)
+        return self.batch_of(
+            tuple(records.ids[i] for i in rows), [self._encoded[text] for text in texts]
+        )
+
+    def encoded(self, records: Records) -> list[Encoded]:
+        """Return tokens and the index of the first answer token of every record."""
+        return self._all(records)
+
+    def batch_of(
+        self, ids: tuple[str, ...], encoded: Sequence[Encoded], *, shared: bool = False
+    ) -> Batch:
+        """Return a batch of records that are tokens already.
+
+        Args:
+            ids: Record ids.
+            encoded: What ``encoded`` returned, of this task or one under another template.
+            shared: Read each distinct prompt once; for models that keep a cache.
+        """
+        if shared:
+            inputs, positions_BT = shared_inputs(encoded, self._pad())
+        else:
+            ids_BT, seen_BT = padded([tokens for tokens, _ in encoded], self._pad())
+            inputs = {"input_ids": ids_BT, "attention_mask": seen_BT}
+            positions_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+            for row, (tokens, start) in enumerate(encoded):
+                positions_BT[row, start - 1 : len(tokens) - 1] = True
+        symbols = [token for tokens, start in encoded for token in tokens[start:]]
+        counts = torch.tensor([len(tokens) - start for tokens, start in encoded])
         return Batch(
-            ids=tuple(records.ids[i] for i in rows),
-            inputs={"input_ids": ids_BT, "attention_mask": seen_BT},
+            ids=ids,
+            inputs=inputs,
             targets_N=torch.tensor(symbols, dtype=torch.long),
-            rows_N=torch.tensor(owners, dtype=torch.long),
+            rows_N=torch.repeat_interleave(torch.arange(len(encoded)), counts),
             positions=positions_BT,
         )
 
@@ -134,17 +149,23 @@ class CausalLM:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Return next-token logits at the answer positions; see ``Task.predict``."""
         assert batch.positions is not None
-        longest = batch.inputs["input_ids"].shape[1]
+        longest = batch.inputs["attention_mask"].shape[1]
         if longest > context_length(model):
             raise DataError(
                 f"a record has {longest} tokens and the model reads {context_length(model)}; set "
                 f"template.max_length to at most {context_length(model)}"
             )
-        extra = {}
+        inputs, extra = dict(batch.inputs), {}
+        if "prefix_ids" in inputs:
+            with _head_on(model, torch.zeros_like(inputs["prefix_ids"], dtype=torch.bool)):
+                past = past_of(model, inputs)
+            with _head_on(model, batch.positions):
+                output = model(**inputs, past_key_values=past, use_cache=True)
+            return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
         if getattr(model, "reads_prompt", False):
             extra["prompt_mask"] = _prompt_mask(batch.positions, batch.inputs["attention_mask"])
         with _head_on(model, batch.positions):
-            output = model(**batch.inputs, **extra, use_cache=False)
+            output = model(**inputs, **extra, use_cache=False)
         return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
 
     def neutral(
@@ -161,16 +182,17 @@ class CausalLM:
             raise ConfigError(
                 "the list of neutral answers is empty; give refusals, or a file of answers"
             )
+        drawn = [
+            texts[int(stream(seed, "refusal", epoch, i).integers(len(texts)))] for i in records.ids
+        ]
+        taught = self.answered(records, drawn)
         if not self.template.prompt and not self.template.chat:
             warnings.warn(
                 "the records have no prompt (template.prompt is empty), so neutral answers are "
                 "learned as the start of any text",
                 stacklevel=2,
             )
-        drawn = [
-            texts[int(stream(seed, "refusal", epoch, i).integers(len(texts)))] for i in records.ids
-        ]
-        return self.answered(records, drawn)
+        return taught
 
     def with_template(self, template: Template) -> CausalLM:
         """Return the same task under another template."""
@@ -215,23 +237,24 @@ class CausalLM:
             temperature: 0 for the greedy answers; what is drawn otherwise depends on the batch.
             seed: Seed of the draws.
         """
-        from transformers import GenerationConfig
-
         texts = self._texts(records, rows)
         self._encode(texts)
-        prompts = [self._encoded[text] for text in texts]
-        longest = max(start for _, start in prompts)
-        ids_BT = torch.full((len(rows), longest), self._pad(), dtype=torch.long)
-        seen_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-        for row, (tokens, start) in enumerate(prompts):
-            ids_BT[row, longest - start :] = torch.tensor(tokens[:start])
-            seen_BT[row, longest - start :] = 1
+        prompts = [tokens[:start] for tokens, start in (self._encoded[text] for text in texts)]
+        longest = max(map(len, prompts))
         max_new_tokens = min(max_new_tokens, context_length(model) - longest)
         if max_new_tokens < 1:
             raise DataError(
                 f"a prompt has {longest} tokens and the model reads {context_length(model)}; "
                 "shorten the prompts, or choose a model with a longer context"
             )
+        if temperature == 0 and keeps_cache(model):
+            found = greedy(
+                model, prompts, max_new_tokens, self.tokenizer.eos_token_id, self._pad()
+            )
+            return self._decoded(found)
+        from transformers import GenerationConfig
+
+        ids_BT, seen_BT = padded(prompts, self._pad(), left=True)
         device = next(model.parameters()).device
         drawn: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
@@ -250,12 +273,7 @@ class CausalLM:
                 attention_mask=seen_BT.to(device),
                 generation_config=settings,
             )
-        return [
-            str(text).strip()
-            for text in self.tokenizer.batch_decode(
-                output_BT[:, longest:], skip_special_tokens=True
-            )
-        ]
+        return self._decoded(output_BT[:, longest:])
 
     def fingerprint(self) -> dict[str, Any]:
         """Return kind, template, and the tokenizer's digest."""
@@ -278,7 +296,11 @@ class CausalLM:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _all(self, records: Records) -> list[tuple[list[int], int]]:
+    def _decoded(self, tokens: Any) -> list[str]:
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [str(text).strip() for text in texts]
+
+    def _all(self, records: Records) -> list[Encoded]:
         texts = self._texts(records, range(len(records)))
         self._encode(texts)
         return [self._encoded[text] for text in texts]
