@@ -11,7 +11,8 @@ from torch import nn
 
 from expunge.audit.audit import audits as registered
 from expunge.audit.audit import parse_config, plan_readings, run_audit
-from expunge.audit.evidence import Evidence, Subject, collect, parts_of
+from expunge.audit.collecting import collect, parts_of
+from expunge.audit.evidence import Evidence, Subject
 from expunge.core.errors import DataError, UnsupportedModelError
 from expunge.core.finding import Finding
 from expunge.core.run import Run
@@ -143,6 +144,7 @@ def audit(
     seed: int = 0,
     device: str = "cpu",
     batch_size: int = 32,
+    cache: str | Path | None = None,
     quiet: bool = False,
 ) -> list[Finding]:
     """Measure what is left of the forget set, and what broke.
@@ -160,6 +162,7 @@ def audit(
         seed: Root of every random stream.
         device: Torch device.
         batch_size: Records per forward pass.
+        cache: Folder that keeps scores, so that a model is never scored twice on the same records.
         quiet: Show no progress.
 
     Returns:
@@ -191,6 +194,7 @@ def audit(
             seed=seed,
             part=part,
             batch_size=batch_size,
+            cache=None if cache is None else Path(cache),
         )
 
     known = scored(before, "before") if before is not None else None

@@ -62,7 +62,7 @@ def make_scores():
             rank_N=rank_N,
             mean_N=zero_N,
             variance_N=zero_N,
-            rouge_R=None if rouge is None else np.asarray(rouge, dtype=np.float64),
+            measured={} if rouge is None else {"rouge_l": np.asarray(rouge, dtype=np.float64)},
         )
 
     return make

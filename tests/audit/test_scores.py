@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.audit.generation import generate_answers, rouge_l_recall
+from expunge.audit.generation import generate_answers
+from expunge.audit.measures import rouge_l_recall
 from expunge.audit.scores import Scores, score
 from expunge.core.errors import NumericalError, UnsupportedModelError
 from expunge.core.records import Records

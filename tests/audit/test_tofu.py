@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import ks_2samp
 
 from expunge.audit.audit import audits, plan_readings, run_audit
-from expunge.audit.evidence import Evidence, Subject, collect
+from expunge.audit.collecting import collect
+from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.readings import Reading
 from expunge.audit.score_table import read_scores, write_scores
 from expunge.audit.tofu import TofuConfig, tofu

@@ -10,19 +10,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from torch import nn
 
-from expunge.audit.generation import generate_answers, rouge_l_recall
-from expunge.audit.readings import Reading, select
-from expunge.audit.scores import Scores, score
+from expunge.audit.readings import Reading
+from expunge.audit.scores import Scores
 from expunge.core.errors import DataError
 from expunge.core.finding import Direction, Finding, Interval, Reference, Verdict, judge
 from expunge.core.finding import Subject as Role
-from expunge.core.run import Run
-from expunge.core.sets import Sets
-from expunge.data.dataset import Dataset
-from expunge.engine.task import Task
-from expunge.engine.weights import state_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +28,7 @@ class Subject:
         scores: Scores by reading.
         seed: The training seed of a reference.
         part: Name of the part.
+        absent: Why readings that need a treatment could not be had of this model.
     """
 
     role: Role
@@ -42,72 +36,7 @@ class Subject:
     scores: Mapping[Reading, Scores]
     seed: int | None = None
     part: str = ""
-
-
-def parts_of(model: nn.Module, before: str) -> dict[str, nn.Module]:
-    """Return the parts of a composite to be audited by themselves; none of any other model.
-
-    Args:
-        model: The model after unlearning.
-        before: Digest of the model before it; a part that equals it has been scored already.
-    """
-    find = getattr(model, "parts", None)
-    parts = find() if find is not None else {}
-    return {name: part for name, part in parts.items() if state_digest(part) != before}
-
-
-def collect(
-    model: nn.Module,
-    task: Task,
-    dataset: Dataset,
-    sets: Sets,
-    readings: Sequence[Reading],
-    run: Run,
-    *,
-    role: Role,
-    seed: int | None = None,
-    part: str = "",
-    batch_size: int = 32,
-) -> Subject:
-    """Score one model on everything that the audits read, each reading once.
-
-    Args:
-        model: The model.
-        task: How to run it.
-        dataset: The data.
-        sets: Which of them are forgotten, retained, held out and tested on.
-        readings: What to score; see ``plan_readings``.
-        run: Context: device, progress, events, cancellation.
-        role: Which of the compared models it is.
-        seed: The training seed of a reference.
-        part: Name of the part.
-        batch_size: Records per forward pass.
-
-    Raises:
-        NumericalError: The model yields NaN or infinity.
-        Interrupted: Cancelled, or the budget is spent.
-    """
-    selected = {reading: select(dataset, sets, reading) for reading in readings}
-    total = sum(len(records) for records in selected.values())
-    scores = {}
-    with run.progress(f"scoring the {role} model", total) as bar:
-        for reading, records in selected.items():
-            scores[reading] = score(model, task, records, run, batch_size=batch_size, bar=bar)
-            told = {"role": role, "set": reading.record_set, "view": reading.view}
-            run.emit("scored", **told, records=len(records))
-    for reading, records in selected.items():
-        if reading.max_new_tokens:
-            answers = generate_answers(
-                model,
-                task,
-                records,
-                run,
-                max_new_tokens=reading.max_new_tokens,
-                batch_size=batch_size,
-            )
-            rouge_R = rouge_l_recall(answers, records["answer"])
-            scores[reading] = dataclasses.replace(scores[reading], rouge_R=rouge_R)
-    return Subject(role, state_digest(model), scores, seed, part)
+    absent: Mapping[Reading, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +87,8 @@ class Evidence:
         for subject in self:
             for reading, scores in self.after.scores.items():
                 other = subject.scores.get(reading)
+                if other is None and reading.treatment:
+                    continue  # not every model undergoes every treatment
                 if other is None or other.ids != scores.ids:
                     raise DataError(
                         f"the {subject.role} model was not scored on the same "

@@ -1,4 +1,4 @@
-"""Greedy answers, generated once per set of prompts, and ROUGE-L recall against the true ones."""
+"""Greedy answers, generated once per set of prompts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def generate_answers(
 ) -> list[str]:
     """Return the greedy answer to every record's prompt, in record order.
 
-    Prompts of similar length share a batch.
+    Records with answers of similar length share a batch, since their answers end together.
 
     Args:
         model: The model, put in eval mode for the moment and moved to ``run.device``.
@@ -54,8 +54,9 @@ def generate_answers(
         raise UnsupportedModelError(
             f"a {task.kind!r} model writes no answers; use a language model"
         )
-    prompts_R = np.subtract(task.lengths(records), task.num_targets(records))
-    order = np.argsort(prompts_R, kind="stable")
+    answers_R = task.num_targets(records)
+    prompts_R = np.subtract(task.lengths(records), answers_R)
+    order = np.lexsort((prompts_R, answers_R))
     answers = [""] * len(records)
     model.to(run.device)
     with evaluating(model), run.progress("answering", len(records)) as bar:
@@ -68,23 +69,3 @@ def generate_answers(
                 answers[row] = text
             bar.advance(len(rows))
     return answers
-
-
-def rouge_l_recall(answers: Sequence[str], truths: Sequence[str]) -> np.ndarray:
-    """Return the ROUGE-L recall of each answer: the share of the truth's words it has in order.
-
-    Args:
-        answers: What the model wrote.
-        truths: The true answers.
-
-    Source: ROUGE (Lin, 2004), section 3, with Porter stemming, as TOFU measures it.
-    """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return np.array(
-        [
-            scorer.score(truth, answer)["rougeL"].recall
-            for answer, truth in zip(answers, truths, strict=True)
-        ]
-    )

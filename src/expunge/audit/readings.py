@@ -1,4 +1,4 @@
-"""``Reading``: which records an audit wants scored, and with which answers."""
+"""``Reading``: which records an audit wants scored, seen how, and by which state of the model."""
 
 from __future__ import annotations
 
@@ -22,50 +22,46 @@ class Reading:
 
     Attributes:
         record_set: ``"forget"``, ``"retain"``, ``"holdout"``, ``"test"`` or the name of a probe.
-        view: ``"answer"``: the records as they are; ``"paraphrase"``: the true answer in other
-            words; ``"perturbed:0"``: the first wrong answer, and so on.
+        view: Registered view with its parameters: ``"answer"``: the records as they are;
+            ``"paraphrase"``: the true answer in other words; ``"perturbed:0"``: the first wrong
+            answer; see ``audit.views``.
         limit: At most this many records, those with paraphrase and wrong answers first; 0 is all.
+        treatment: Registered treatment with its parameters that the model undergoes first, such as
+            ``"quantize:8"``; see ``audit.treatments``. Empty is the model as it is.
         max_new_tokens: Length of the greedy answers to generate beside the scores; 0 is none. Not
             part of the identity: who asks for more gets it for all.
+        measures: Registered measures to take beside the scores; see ``audit.measures``. Not part of
+            the identity either.
     """
 
     record_set: str
     view: str = "answer"
     limit: int = 0
+    treatment: str = ""
     max_new_tokens: int = dataclasses.field(default=0, compare=False)
+    measures: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
 
 def union(readings: Iterable[Reading]) -> tuple[Reading, ...]:
-    """Return each reading once, in a fixed order, with the longest answers anybody asked for."""
-    longest: dict[Reading, Reading] = {}
+    """Return each reading once, in a fixed order, with all that anybody asked for beside it."""
+    whole: dict[Reading, Reading] = {}
     for reading in readings:
-        known = longest.setdefault(reading, reading)
-        if reading.max_new_tokens > known.max_new_tokens:
-            longest[reading] = reading
-    return tuple(longest[reading] for reading in sorted(longest))
+        known = whole.setdefault(reading, reading)
+        whole[reading] = dataclasses.replace(
+            known,
+            max_new_tokens=max(known.max_new_tokens, reading.max_new_tokens),
+            measures=tuple(sorted({*known.measures, *reading.measures})),
+        )
+    return tuple(whole[reading] for reading in sorted(whole))
 
 
 def select(dataset: Dataset, sets: Sets, reading: Reading) -> Records:
-    """Return the records of a reading; those that lack its view are left out.
+    """Return the records of a reading as they are, before its view.
 
     Raises:
         DataError: The data set has no such records.
     """
-    return view(_limited(_members(dataset, sets, reading.record_set), reading.limit), reading.view)
-
-
-def view(records: Records, name: str) -> Records:
-    """Return the records that have a view, with its answers in the ``answer`` column.
-
-    Args:
-        records: Language records.
-        name: See ``Reading.view``.
-    """
-    if name == "answer":
-        return records
-    answers = _answers(records, name)
-    rows = [row for row, answer in enumerate(answers) if answer is not None]
-    return records.take(rows).replace(answer=[answers[row] for row in rows])
+    return _limited(_members(dataset, sets, reading.record_set), reading.limit)
 
 
 def num_perturbed(records: Records) -> int:
@@ -89,14 +85,19 @@ def _limited(records: Records, limit: int) -> Records:
     partial = [
         a is None or b is None
         for a, b in zip(
-            _answers(records, PARAPHRASE), _answers(records, PERTURBED + "0"), strict=True
+            other_answers(records, PARAPHRASE), other_answers(records, PERTURBED + "0"), strict=True
         )
     ]
     return records.take(np.sort(np.argsort(partial, kind="stable")[:limit]))
 
 
-def _answers(records: Records, name: str) -> Sequence[Any]:
-    """Return one answer per record, ``None`` where it has none."""
+def other_answers(records: Records, name: str) -> Sequence[Any]:
+    """Return one answer per record, ``None`` where it has none.
+
+    Args:
+        records: Language records.
+        name: ``"paraphrase"``, or ``"perturbed:0"`` and so on.
+    """
     column = "paraphrased_answer" if name == PARAPHRASE else "perturbed_answer"
     if column not in records:
         return [None] * len(records)

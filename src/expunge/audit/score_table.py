@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _SCHEMA = pa.schema(
         ("id", pa.string()),
         ("n", pa.int64()),
         ("nll", pa.float64()),
-        ("rouge", pa.float64()),
+        ("measured", pa.list_(pa.float64())),
         ("logprob", pa.list_(pa.float32())),
         ("rank", pa.list_(pa.int32())),
         ("mean", pa.list_(pa.float32())),
@@ -37,8 +38,8 @@ _SCHEMA = pa.schema(
 def to_table(subject: Subject) -> pa.Table:
     """Return one row per reading and record.
 
-    Columns: ``record_set``, ``view``, ``id``, ``n`` (targets), ``nll`` (nats, summed), ``rouge``
-    (null when nothing was generated), and the lists ``logprob``, ``rank``, ``mean``, ``variance``
+    Columns: ``record_set``, ``view``, ``id``, ``n`` (targets), ``nll`` (nats, summed),
+    ``measured`` (one number per measure, named in the metadata), and the lists ``logprob``, ``rank``, ``mean``, ``variance``
     with one value per target.
     """
     parts = [_rows(reading, scores) for reading, scores in subject.scores.items()]
@@ -52,12 +53,15 @@ def to_table(subject: Subject) -> pa.Table:
                 "record_set": reading.record_set,
                 "view": reading.view,
                 "limit": reading.limit,
+                "treatment": reading.treatment,
                 "max_new_tokens": reading.max_new_tokens,
+                "measures": list(reading.measures),
                 "rows": len(scores),
-                "generated": scores.rouge_R is not None,
+                "measured": sorted(scores.measured),
             }
             for reading, scores in subject.scores.items()
         ],
+        "absent": [[dataclasses.asdict(r), why] for r, why in subject.absent.items()],
     }
     table = pa.concat_tables([_SCHEMA.empty_table(), *parts])
     return table.replace_schema_metadata({_KEY: canonical_json(facts)})
@@ -77,10 +81,13 @@ def from_table(table: pa.Table) -> Subject:
         raise IntegrityError("the score table has lost rows; score the model again")
     scores, start = {}, 0
     for item in facts["readings"]:
-        rows, generated = item.pop("rows"), item.pop("generated")
-        scores[Reading(**item)] = _scores(table.slice(start, rows).combine_chunks(), generated)
+        rows, measured = item.pop("rows"), item.pop("measured")
+        scores[_reading(item)] = _scores(table.slice(start, rows).combine_chunks(), measured)
         start += rows
-    return Subject(facts["role"], facts["model"], scores, facts["seed"], facts.get("part", ""))
+    absent = {_reading(item): why for item, why in facts["absent"]}
+    return Subject(
+        facts["role"], facts["model"], scores, facts["seed"], facts.get("part", ""), absent
+    )
 
 
 def write_scores(path: Path, subject: Subject) -> None:
@@ -108,6 +115,10 @@ def read_scores(path: Path) -> Subject:
         raise IntegrityError(f"{path} is not a whole Parquet file: {error}") from error
 
 
+def _reading(value: dict[str, Any]) -> Reading:
+    return Reading(**{**value, "measures": tuple(value["measures"])})
+
+
 def _rows(reading: Reading, scores: Scores) -> pa.Table:
     offsets = pa.array(scores.offsets, pa.int32())
 
@@ -122,7 +133,7 @@ def _rows(reading: Reading, scores: Scores) -> pa.Table:
             pa.array(scores.ids, pa.string()),
             pa.array(scores.n_R),
             pa.array(scores.nll_R),
-            pa.nulls(size, pa.float64()) if scores.rouge_R is None else pa.array(scores.rouge_R),
+            _measured(scores),
             lists(scores.logprob_N),
             lists(scores.rank_N),
             lists(scores.mean_N),
@@ -132,7 +143,14 @@ def _rows(reading: Reading, scores: Scores) -> pa.Table:
     )
 
 
-def _scores(table: pa.Table, generated: bool) -> Scores:
+def _measured(scores: Scores) -> Any:
+    columns = [np.asarray(scores.measured[name], np.float64) for name in sorted(scores.measured)]
+    flat = np.column_stack(columns).ravel() if columns else np.empty(0)
+    offsets = np.arange(len(scores) + 1) * len(columns)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+
+
+def _scores(table: pa.Table, measured: list[str]) -> Scores:
     def values(name: str) -> np.ndarray:
         return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
@@ -143,5 +161,8 @@ def _scores(table: pa.Table, generated: bool) -> Scores:
         rank_N=values("rank"),
         mean_N=values("mean"),
         variance_N=values("variance"),
-        rouge_R=table["rouge"].to_numpy() if generated else None,
+        measured={
+            name: values("measured").reshape(table.num_rows, len(measured))[:, place]
+            for place, name in enumerate(measured)
+        },
     )

@@ -7,7 +7,9 @@ label), V classes or vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from expunge.core.errors import NumericalError, listing
 from expunge.core.progress import Progress
 from expunge.core.records import Records
 from expunge.core.run import Run
+from expunge.engine.decoding import Encoded, batches_of, keeps_cache
 from expunge.engine.modes import evaluating
-from expunge.engine.task import Predictions, Task
+from expunge.engine.task import Batch, Predictions, Task
 
 _LOWEST = -1e4  # stands for log 0, so that 0 log 0 is 0
 
@@ -36,7 +39,7 @@ class Scores:
         rank_N: How many symbols the model holds more likely than the target; 0 is the top.
         mean_N: Mean log-probability under the model's own distribution: minus its entropy.
         variance_N: Variance of the log-probability under the model's own distribution.
-        rouge_R: ROUGE-L recall of the greedy answer; ``None`` when nothing was generated.
+        measured: Further numbers of each record by name, length R each; see ``audit.measures``.
 
     Raises:
         NumericalError: A log-probability is NaN, infinite or positive.
@@ -48,7 +51,7 @@ class Scores:
     rank_N: np.ndarray
     mean_N: np.ndarray
     variance_N: np.ndarray
-    rouge_R: np.ndarray | None = None
+    measured: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         good_N = np.isfinite(self.logprob_N) & (self.logprob_N <= 0)
@@ -78,6 +81,11 @@ class Scores:
         return self.nll_R / self.n_R
 
     @property
+    def rouge_R(self) -> np.ndarray | None:
+        """ROUGE-L recall of the greedy answer; ``None`` when nothing was generated."""
+        return self.measured.get("rouge_l")
+
+    @property
     def greedy_N(self) -> np.ndarray:
         """Whether no symbol is more likely than the target."""
         return self.rank_N == 0
@@ -92,7 +100,19 @@ class Scores:
         return np.repeat(np.arange(len(self)), self.n_R)
 
 
-@torch.no_grad()
+@runtime_checkable
+class Tokenised(Protocol):
+    """A task whose records become tokens, so that those of several sets can share a batch."""
+
+    def encoded(self, records: Records) -> list[Encoded]:
+        """Return tokens and the index of the first answer token of every record."""
+
+    def batch_of(
+        self, ids: tuple[str, ...], encoded: Sequence[Encoded], *, shared: bool = False
+    ) -> Batch:
+        """Return a batch; ``shared`` reads each distinct prompt once."""
+
+
 def score(
     model: nn.Module,
     task: Task,
@@ -119,22 +139,86 @@ def score(
         NumericalError: The model yields NaN or infinity.
         Interrupted: Cancelled, or the budget is spent.
     """
-    offsets = np.concatenate([[0], np.cumsum(task.num_targets(records), dtype=np.int64)])
-    values = np.empty((4, offsets[-1]), dtype=np.float32)
-    order = np.argsort(task.lengths(records), kind="stable")
-    model.to(run.device)
     own = nullcontext(bar) if bar else run.progress("scoring", len(records))
-    with evaluating(model), own as bar:
-        for start in range(0, len(order), batch_size):
+    with own as bar:
+        [scores] = score_together(model, [(task, records)], run, batch_size=batch_size, bar=bar)
+    return scores
+
+
+@torch.no_grad()
+def score_together(
+    model: nn.Module,
+    parts: Sequence[tuple[Task, Records]],
+    run: Run,
+    *,
+    bar: Progress,
+    batch_size: int = 32,
+) -> list[Scores]:
+    """Run the model once over several views of records; prompts that they share are read once.
+
+    Args:
+        model: The model, put in eval mode for the moment and moved to ``run.device``.
+        parts: Records, and the task under which they are seen; all of one kind.
+        run: Context: device, cancellation.
+        bar: The progress of the work.
+        batch_size: Records per forward pass.
+
+    Raises:
+        NumericalError: The model yields NaN or infinity.
+        Interrupted: Cancelled, or the budget is spent.
+    """
+    sizes = [len(records) for _, records in parts]
+    owners = np.repeat(np.arange(len(parts)), sizes)
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    counts = [n for task, records in parts for n in task.num_targets(records)]
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    values = np.empty((4, offsets[-1]), dtype=np.float32)
+    model.to(run.device)
+    with evaluating(model):
+        for chosen, batch, task in _batches(model, parts, owners, rows, batch_size):
             run.check()
-            rows = order[start : start + batch_size]
-            batch = task.batch(records, rows.tolist()).to(run.device)
             # Predictions come record by record, so their places are the records' runs of targets.
-            places = np.concatenate([np.arange(offsets[r], offsets[r + 1]) for r in rows])
-            values[:, places] = _describe(task.predict(model, batch)).cpu().numpy()
-            bar.advance(len(rows))
-    logprob_N, rank_N, mean_N, variance_N = values
-    return Scores(records.ids, offsets, logprob_N, rank_N.astype(np.int32), mean_N, variance_N)
+            places = np.concatenate([np.arange(offsets[r], offsets[r + 1]) for r in chosen])
+            described = _describe(task.predict(model, batch.to(run.device)))
+            values[:, places] = described.cpu().numpy()
+            bar.advance(len(chosen))
+    found, start = [], 0
+    for (_, records), size in zip(parts, sizes, strict=True):
+        own = offsets[start : start + size + 1]
+        logprob_N, rank_N, mean_N, variance_N = values[:, own[0] : own[-1]]
+        ranks_N = rank_N.astype(np.int32)
+        found.append(Scores(records.ids, own - own[0], logprob_N, ranks_N, mean_N, variance_N))
+        start += size
+    return found
+
+
+def _batches(
+    model: nn.Module,
+    parts: Sequence[tuple[Task, Records]],
+    owners: np.ndarray,
+    rows: np.ndarray,
+    batch_size: int,
+) -> Iterator[tuple[list[int], Batch, Task]]:
+    """Yield numbers of records (over all parts), their batch, and the task that predicts it."""
+    first = parts[0][0]
+    if isinstance(first, Tokenised):
+        encoded = [
+            record
+            for task, records in parts
+            for record in task.encoded(records)  # type: ignore[attr-defined]
+        ]
+        ids = [record_id for _, records in parts for record_id in records.ids]
+        for chosen, shared in batches_of(encoded, batch_size, share=keeps_cache(model)):
+            names = tuple(ids[row] for row in chosen)
+            batch = first.batch_of(names, [encoded[row] for row in chosen], shared=shared)
+            yield chosen, batch, first
+        return
+    for part, (task, records) in enumerate(parts):
+        own = np.flatnonzero(owners == part)
+        order = own[np.argsort(task.lengths(records), kind="stable")]
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size].tolist()
+            yield chosen, task.batch(records, rows[chosen].tolist()), task
 
 
 def _describe(predictions: Predictions) -> torch.Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.audit.audit import run_audit
-from expunge.audit.evidence import Evidence, Subject, collect, parts_of
+from expunge.audit.collecting import collect, parts_of
+from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.generation import generate_answers
 from expunge.audit.score_table import read_scores, write_scores
 from expunge.core.config import to_json
@@ -19,7 +20,7 @@ from expunge.engine.weights import state_digest
 from expunge.forget.method import apply
 from expunge.models.source import Loaded
 from expunge.models.store import save_model
-from expunge.pipeline.references import retrained
+from expunge.pipeline.references import cache_folder, retrained
 from expunge.pipeline.work import Work
 from expunge.train.supervised import learn
 
@@ -247,6 +248,7 @@ def _score(
         seed=seed,
         part=part,
         batch_size=work.recipe.machine.score_batch,
+        cache=cache_folder() / "scores",
     )
     write_scores(path, subject)
     return digest_file(path)

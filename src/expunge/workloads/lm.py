@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 
 from expunge.audit.audit import audits, parse_config, plan_readings, run_audit
-from expunge.audit.evidence import Evidence, Subject, collect
+from expunge.audit.collecting import collect
+from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.score_table import read_scores, write_scores
 from expunge.core.config import config, to_json
 from expunge.core.digest import digest_json

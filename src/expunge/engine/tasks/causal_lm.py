@@ -7,6 +7,7 @@ D hidden size.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import warnings
@@ -71,6 +72,8 @@ class CausalLM:
         template: How records become text.
         refusals: Neutral answers.
         context: Longest input of the model in tokens; what is longer is cut, as by the template.
+        continued: Share of each answer's tokens that are read as part of the prompt, and the most
+            of the rest that are scored (0 is all).
 
     Raises:
         UnsupportedModelError: The tokenizer has no end-of-text token.
@@ -84,6 +87,7 @@ class CausalLM:
         template: Template | None = None,
         refusals: Sequence[str] = REFUSALS,
         context: int | None = None,
+        continued: tuple[float, int] = (0.0, 0),
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise UnsupportedModelError(
@@ -93,6 +97,7 @@ class CausalLM:
         self.template = template or Template()
         self.refusals = tuple(refusals)
         self.context = context
+        self.continued = continued
         self._encoded: dict[tuple[str, str], Encoded] = {}
 
     def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
@@ -196,10 +201,27 @@ class CausalLM:
 
     def with_template(self, template: Template) -> CausalLM:
         """Return the same task under another template."""
-        return CausalLM(self.tokenizer, template, self.refusals, self.context)
+        return CausalLM(self.tokenizer, template, self.refusals, self.context, self.continued)
+
+    def continuing(self, share: float, longest: int = 0) -> CausalLM:
+        """Return a task that reads the beginning of each answer and predicts how it goes on.
+
+        Args:
+            share: Share of the answer's tokens that is read, at least 0 and below 1.
+            longest: Most tokens that are scored; 0 is all.
+
+        Source: MUSE (Shi et al., 2025), section 3, verbatim memorization.
+        """
+        return CausalLM(
+            self.tokenizer, self.template, self.refusals, self.context, (share, longest)
+        )
 
     def answers(self, records: Records) -> list[str]:
-        """Return the text of every record's answer."""
+        """Return the text of every record's answer, or of the part of it that is predicted."""
+        if any(self.continued):
+            end = self.tokenizer.eos_token_id
+            kept = [[t for t in tokens[at:] if t != end] for tokens, at in self._all(records)]
+            return self._decoded(kept)
         return [answer.strip() for _, answer in self._texts(records, range(len(records)))]
 
     def answered(self, records: Records, answers: Sequence[str]) -> Records:
@@ -288,6 +310,7 @@ class CausalLM:
         return {
             "kind": self.kind,
             "tokenizer": digest_json([rules, self.tokenizer.eos_token_id, chat]),
+            **({"continued": list(self.continued)} if any(self.continued) else {}),
             **to_json(self.template),
         }
 
@@ -328,6 +351,9 @@ class CausalLM:
             start = max(len(prompt), 1)  # nothing predicts the very first token
             cut += len(tokens) > limit
             tokens = tokens[:limit]
+            start += math.floor(self.continued[0] * max(len(tokens) - 1 - start, 0))
+            if self.continued[1]:
+                tokens = tokens[: start + self.continued[1]]
             if not answer or len(tokens) <= start:
                 empty.append(text)
             self._encoded[text] = (tokens, start)
