@@ -147,8 +147,8 @@ def test_6_a_finished_audit_is_not_computed_again(finished_people, tmp_path, mon
         raise AssertionError("a finished audit was computed again")
 
     monkeypatch.setattr(steps, "audit", never)
-    monkeypatch.setattr("expunge.audit.evidence.score", never)
-    monkeypatch.setattr("expunge.audit.evidence.generate_answers", never)
+    monkeypatch.setattr("expunge.audit.collecting.score_together", never)
+    monkeypatch.setattr("expunge.audit.collecting.generate_answers", never)
     recipe = make_recipe({**PEOPLE, "examples": 1})
     execute(recipe, copied, quiet=True)
     assert (copied / "findings.json").read_bytes() == before

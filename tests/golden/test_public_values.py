@@ -13,7 +13,7 @@ import pytest
 import torch
 from numeric import LM_LABELS_BT, LM_WIN_BT, lm_logits, log_softmax, nll, pack, slope, targets
 
-from expunge.audit.generation import rouge_l_recall
+from expunge.audit.measures import rouge_l_recall
 from expunge.audit.scores import score
 from expunge.audit.tofu_metrics import probability
 from expunge.core.records import Records

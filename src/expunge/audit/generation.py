@@ -54,9 +54,8 @@ def generate_answers(
         raise UnsupportedModelError(
             f"a {task.kind!r} model writes no answers; use a language model"
         )
-    answers_R = task.num_targets(records)
-    prompts_R = np.subtract(task.lengths(records), answers_R)
-    order = np.lexsort((prompts_R, answers_R))
+    answers_R = np.array(task.num_targets(records))
+    order = np.lexsort((np.array(task.lengths(records)) - answers_R, answers_R))
     answers = [""] * len(records)
     model.to(run.device)
     with evaluating(model), run.progress("answering", len(records)) as bar:

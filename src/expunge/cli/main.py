@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from expunge.cli.catalogue import catalogue
-from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.errors import ConfigError, ExpungeError, Interrupted
 
 if TYPE_CHECKING:
+    from expunge.core.finding import Finding
     from expunge.core.run import Run
 
 BAD_INPUT = 2
@@ -78,7 +80,22 @@ def forget(
     _finish(execute(recipe, out, watch=_cancel_on_signal))
 
 
-@app.command()
+imports = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class _Audit(TyperCommand):
+    """``audit``, which hands ``audit import`` to a command of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        if args[:1] == ["import"]:
+            command = typer.main.get_command(imports)
+            return command.make_context(f"{info_name} import", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@app.command(cls=_Audit, epilog="Published evaluation logs are read by: expunge audit import LOG")
 def audit(
     before: Annotated[str, typer.Option(help="Model before forgetting: folder or hub name.")],
     after: Annotated[str, typer.Option(help="Model after forgetting.")],
@@ -113,6 +130,33 @@ def audit(
         changes=set_ or [],
     )
     _finish(execute(recipe, out, watch=_cancel_on_signal))
+
+
+@imports.command()
+def audit_import(
+    log: Annotated[Path, typer.Argument(help="Evaluation log in TOFU's format (JSON).")],
+    retrained: Annotated[
+        Path | None,
+        typer.Option(help="Log of a model retrained without the forgotten records."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the findings (JSON).")] = None,
+    common_rows: Annotated[
+        bool,
+        typer.Option("--common-rows", help="Test the rows in both logs where they differ."),
+    ] = False,
+) -> None:
+    """Compute TOFU's numbers from the evaluation log of somebody else's model."""
+    from expunge.audit.tofu_log import read_tofu_log, tofu_log_findings
+    from expunge.core.files import write_json
+
+    given = [path for path in (log, retrained) if path is not None]
+    if out is not None and out.resolve() in [path.resolve() for path in given]:
+        raise ConfigError(f"--out {out} is a log that is read; name another file")
+    own, *others = [read_tofu_log(path) for path in given]
+    findings = tofu_log_findings(own, *others, common_rows=common_rows)
+    if out is not None:
+        write_json(out, [found.to_json() for found in findings])
+    _say(_table(findings))
 
 
 @app.command()
@@ -171,6 +215,27 @@ def _fail(error: Exception, code: int) -> None:
 def _say(lines: list[str]) -> None:
     for line in lines:
         typer.echo(line)
+
+
+def _table(findings: list[Finding]) -> list[str]:
+    """Return findings as aligned columns, then what is to be said of them."""
+    rows = [("metric", "records", "value", "n", "95% interval", "retrained")]
+    for found in findings:
+        ends = found.interval
+        rows.append(
+            (
+                found.metric,
+                found.record_set or "all",
+                "n/a" if found.value is None else f"{found.value:.4g}",
+                str(found.n),
+                f"{ends.low:.4g} to {ends.high:.4g}" if ends else "",
+                f"{found.reference.values[0]:.4g}" if found.reference else "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    notes = dict.fromkeys(found.note for found in findings if found.note)
+    return [*lines, *(f"note: {note}" for note in notes)]
 
 
 def _finish(folder: Path) -> None:

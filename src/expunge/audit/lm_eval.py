@@ -1,0 +1,485 @@
+"""The bridge to lm-evaluation-harness: its tasks on our models, our findings in its format.
+
+``evaluate_tasks`` runs tasks of the harness on a model in memory; it needs the extra ``lm-eval``.
+``to_lm_eval`` writes findings as the harness writes its results; it needs nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import importlib
+import io
+import math
+import os
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from expunge.audit.evidence import Measurement
+from expunge.core.errors import (
+    ConfigError,
+    DataError,
+    Problems,
+    StorageError,
+    UnsupportedModelError,
+    listing,
+)
+from expunge.core.finding import Direction, Finding, Interval
+from expunge.core.finding import Subject as Role
+from expunge.engine.device import forked_random
+from expunge.engine.modes import evaluating
+from expunge.engine.weights import require_finite
+
+AUDIT = "lm_eval"
+VERSION = 1
+RESAMPLES = 1000
+NORMAL = "normal"
+_UNNAMED = "none"  # what the harness calls a metric without a filter
+_SWITCHES = (
+    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_HUB_OFFLINE"),
+    ("evaluate.config", "HF_EVALUATE_OFFLINE"),
+)
+_VARIABLES = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+    "DISABLE_MULTIPROC": "1",  # bootstraps in this process, none forked beside torch's threads
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskNumber:
+    """One number of one task of the harness.
+
+    Attributes:
+        value: The number; ``None`` when it is not finite.
+        stderr: Its standard error; ``None`` where the harness gives none.
+        n: Documents of the task that were evaluated.
+        higher_is_better: Which way is better; ``None`` where the task does not say.
+        version: The task's version, or that of the group.
+    """
+
+    value: float | None
+    stderr: float | None
+    n: int
+    higher_is_better: bool | None
+    version: str
+
+
+def evaluate_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+) -> dict[str, TaskNumber]:
+    """Run tasks of lm-evaluation-harness on a model in memory, without the network.
+
+    Model, tokenizer and random state are left as they were. A model whose ``forward`` reads which
+    tokens were asked is told so, and scored one request at a time. Tasks may run code of their own
+    (``!function``): run those that you trust.
+
+    Args:
+        model: A causal language model of transformers, or a composite.
+        tokenizer: Its tokenizer.
+        tasks: Names of tasks, groups or tags.
+        include_path: A folder of YAML tasks; they go before the harness's own of the same name.
+        limit: Most documents of each task, from the first; all when absent.
+        batch_size: Requests per forward pass.
+        num_fewshot: Examples before each question, in place of the task's own number; a task that
+            fixes none keeps none.
+        seed: Seeds the choice of examples.
+
+    Returns:
+        Numbers by ``task.metric``, or ``task.metric.filter`` where the task names its filter.
+
+    Raises:
+        ConfigError: The extra is not installed, a setting is out of range, or a task is unknown,
+            cannot be built, or would run code that the model writes.
+        DataError: A task's data are not on this machine.
+        StorageError: ``include_path`` is no folder.
+        UnsupportedModelError: The model is none of transformers.
+        NumericalError: A weight is NaN or infinite.
+    """
+    _check(tasks, limit, batch_size, num_fewshot)
+    if include_path is not None and not Path(include_path).is_dir():
+        raise StorageError(f"include_path = {str(include_path)!r} is no folder of YAML tasks")
+    if not hasattr(model, "config") or not hasattr(model, "device"):
+        raise UnsupportedModelError(
+            f"lm_eval's tasks run on language models of transformers, not on a "
+            f"{type(model).__name__}"
+        )
+    require_finite(model.state_dict(), "the model")
+    evaluate = _module("lm_eval.evaluator").evaluate
+    with _silent(), _offline(), _seeded(seed, str(model.device)), _as_it_is(model):
+        loaded = _load(list(tasks), include_path)
+        deaf = _set_examples(loaded["tasks"].values(), num_fewshot, seed)
+        results = evaluate(
+            lm=_adapt(model, tokenizer, batch_size),
+            task_dict=loaded,
+            limit=limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+        )
+    if deaf:
+        warnings.warn(
+            f"num_fewshot = {num_fewshot} is not used by tasks that fix 0 examples "
+            f"({listing(deaf)})",
+            stacklevel=2,
+        )
+    return _numbers(results)
+
+
+def measurement(number: TaskNumber) -> Measurement:
+    """Return a task's number as audits give theirs: with an interval and a note.
+
+    The interval is the normal one of the harness's standard error. A standard error of 0 says that
+    all documents scored alike, not that the number is exact, and gives no interval.
+    """
+    if number.value is None:
+        return Measurement(None, number.n, note="The harness got no finite number.")
+    if number.stderr is None:
+        return Measurement(number.value, number.n)
+    if number.stderr == 0:
+        note = "All documents scored alike, so that the standard error gives no interval."
+        return Measurement(number.value, number.n, note=note)
+    half = _quantile(0.95) * number.stderr
+    interval = Interval(low=number.value - half, high=number.value + half, method=NORMAL)
+    return Measurement(number.value, number.n, interval)
+
+
+def direction(number: TaskNumber) -> Direction:
+    """Return which way of a task's number is better, in the words of findings."""
+    if number.higher_is_better is None:
+        return "none"
+    return "higher" if number.higher_is_better else "lower"
+
+
+def title(metric: str, number: TaskNumber) -> str:
+    """Return a task's number in a reader's words."""
+    return f"{metric} by lm-evaluation-harness (task version {number.version})"
+
+
+def to_findings(
+    numbers: Mapping[str, TaskNumber],
+    *,
+    subject: Role,
+    seed: int | None = None,
+    part: str = "",
+    model: str = "",
+) -> list[Finding]:
+    """Return one model's numbers as findings.
+
+    Args:
+        numbers: What ``evaluate_tasks`` returned.
+        subject: Which of the compared models it is.
+        seed: The training seed of a reference.
+        part: Name of the part.
+        model: Digest of the model.
+    """
+    findings = []
+    for metric, number in numbers.items():
+        found = measurement(number)
+        findings.append(
+            Finding(
+                audit=AUDIT,
+                metric=metric,
+                title=title(metric, number),
+                subject=subject,
+                value=found.value,
+                n=found.n,
+                direction=direction(number),
+                seed=seed,
+                part=part,
+                interval=found.interval,
+                version=VERSION,
+                model=model,
+                note=found.note,
+            )
+        )
+    return findings
+
+
+def to_lm_eval(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return findings in the format of the harness's results, for tools that read those.
+
+    One task, ``expunge_<audit>``, stands for the findings of one audit on one model and record set,
+    which follow in the name. A number that could not be computed is ``"N/A"``, and so is a standard
+    error that no normal interval tells. What the format has no place for (intervals, references,
+    thresholds, verdicts, notes) is in ``configs``, under ``metadata.findings``.
+
+    Args:
+        findings: Any findings; write the result with ``core.files.write_json``.
+
+    Raises:
+        DataError: Two findings are of the same number.
+    """
+    tasks: dict[str, dict[str, Finding]] = {}
+    for finding in findings:
+        metrics = tasks.setdefault(_task_name(finding), {})
+        if finding.metric in metrics:
+            raise DataError(
+                f"two findings are {_task_name(finding)}.{finding.metric}; export those of one "
+                "audit run at a time"
+            )
+        metrics[finding.metric] = finding
+    numbers = {name: max(f.n for f in metrics.values()) for name, metrics in tasks.items()}
+    return {
+        "results": {name: _row(name, numbers[name], metrics) for name, metrics in tasks.items()},
+        "group_subtasks": {name: [] for name in tasks},
+        "configs": {name: _task_config(name, metrics) for name, metrics in tasks.items()},
+        "versions": {name: _version(metrics) for name, metrics in tasks.items()},
+        "n-shot": dict.fromkeys(tasks, 0),
+        "higher_is_better": {
+            name: {metric: _higher_is_better(f) for metric, f in metrics.items()}
+            for name, metrics in tasks.items()
+        },
+        "n-samples": {name: {"original": n, "effective": n} for name, n in numbers.items()},
+    }
+
+
+def _check(
+    tasks: Sequence[str], limit: int | None, batch_size: int, num_fewshot: int | None
+) -> None:
+    problems = Problems("lm_eval")
+    if isinstance(tasks, str) or not tasks:
+        problems.add(f"tasks = {tasks!r}: give a list of at least one name")
+    if limit is not None and limit < 1:
+        problems.add(f"limit = {limit}: give at least 1, or none to take all documents")
+    if batch_size < 1:
+        problems.add(f"batch_size = {batch_size}: give at least 1")
+    if num_fewshot is not None and num_fewshot < 0:
+        problems.add(f"num_fewshot = {num_fewshot}: give at least 0, or none for the task's own")
+    problems.raise_if_any()
+
+
+def _module(name: str) -> Any:
+    """Import a module that the extra brings."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tasks of lm-evaluation-harness need {error.name}, which is not installed; install "
+            "with: pip install 'expunge[lm-eval]'"
+        ) from error
+
+
+def _load(tasks: list[str], include_path: str | Path | None) -> Any:
+    """Build tasks; the harness's own folder of thousands is read only when one of them is asked."""
+    make = _module("lm_eval.tasks").TaskManager
+    manager = None
+    if include_path is not None:
+        manager = make(include_path=str(include_path), include_defaults=False)
+    if manager is None or not set(tasks) <= set(manager.all_subtasks):
+        manager = make(include_path=None if include_path is None else str(include_path))
+    problems = Problems("lm_eval")
+    for name in tasks:
+        if name not in manager.task_index:
+            close = difflib.get_close_matches(name, manager.all_tasks)
+            problems.add(
+                f"no task {name!r}; "
+                + (f"did you mean {listing(map(repr, close))}?" if close else "")
+                + (" YAML files that it cannot read are left out" if include_path else "")
+            )
+    problems.raise_if_any()
+    named = listing(map(repr, tasks))
+    try:
+        loaded = manager.load(tasks)
+    except OSError as error:
+        raise DataError(
+            f"lm_eval: the data of {named} are not on this machine ({_line(error)}); get them "
+            "first with datasets.load_dataset, or check data_files in the task"
+        ) from error
+    except Exception as error:  # YAML and code of others raise anything
+        raise ConfigError(f"lm_eval: {named} cannot be built: {_line(error)}") from error
+    unsafe = [name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe:
+        raise ConfigError(f"lm_eval: {listing(unsafe)} would run code that the model writes")
+    return loaded
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _set_examples(tasks: Iterable[Any], num_fewshot: int | None, seed: int) -> list[str]:
+    """Set how many examples tasks show; return the names of those that fix none against that."""
+    deaf = []
+    for task in tasks:
+        own = task.get_config("num_fewshot")
+        if num_fewshot and own == 0:
+            deaf.append(str(task.task_name))
+        elif num_fewshot is not None or own is None:
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=seed)
+    return deaf
+
+
+def _adapt(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    harness = _module("lm_eval.models.huggingface").HFLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),  # it is given a padding token
+        backend="causal",
+        batch_size=batch_size,
+    )
+    if getattr(model, "reads_prompt", False):
+        score = harness._loglikelihood_tokens
+        harness._loglikelihood_tokens = partial(_score_each, score, model, harness.max_length)
+    return harness
+
+
+def _score_each(
+    score: Any, model: Any, length: int, requests: Iterable[Any], **options: Any
+) -> list[Any]:
+    """Score one request at a time and tell the model which of its tokens were asked."""
+    answers: list[Any] = []
+    for request in requests:
+        _, context, continuation = request
+        # The harness keeps the last tokens, and feeds all of them but the last one.
+        cut = max(len(context) + len(continuation) - 1 - length, 0)
+        asked = torch.ones(1, max(len(context) - cut, 0), dtype=torch.bool, device=model.device)
+        tell = partial(_with_prompt, asked)
+        hook = model.register_forward_pre_hook(tell, with_kwargs=True)
+        try:
+            answers += score([request], **options)
+        finally:
+            hook.remove()
+    return answers
+
+
+def _with_prompt(
+    asked: torch.Tensor, _: nn.Module, args: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    return args, {**options, "prompt_mask": asked}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the harness from printing and drawing; errors are raised."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the libraries that fetch data off the network; they read their switch when imported."""
+    with ExitStack() as stack:
+        for name, switch in _SWITCHES:
+            module = _module(name)
+            stack.callback(setattr, module, switch, getattr(module, switch))
+            setattr(module, switch, True)
+        for name, value in _VARIABLES.items():
+            stack.callback(_set_variable, name, os.environ.get(name))
+            os.environ[name] = value
+        yield
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed the global random states that tasks draw from, and restore them."""
+    own, arrays = random.getstate(), np.random.get_state()
+    with forked_random(device):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(arrays)
+
+
+@contextmanager
+def _as_it_is(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode and keep its weights as they are: the harness would tie them."""
+    with evaluating(model):
+        vars(model)["tie_weights"] = lambda *_, **__: None
+        try:
+            yield
+        finally:
+            del vars(model)["tie_weights"]
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, TaskNumber]:
+    numbers = {}
+    for task, row in results["results"].items():
+        better = results["higher_is_better"].get(task, {})
+        for key, value in row.items():
+            metric, comma, filtered = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not _is_number(value):
+                continue
+            stderr = row.get(f"{metric}_stderr,{filtered}")
+            name = f"{task}.{metric}" + ("" if filtered == _UNNAMED else f".{filtered}")
+            numbers[name] = TaskNumber(
+                value=float(value) if math.isfinite(value) else None,
+                stderr=float(stderr) if _is_number(stderr) and math.isfinite(stderr) else None,
+                n=int(row["sample_len"]),
+                higher_is_better=better.get(metric),
+                version=str(results["versions"].get(task)),
+            )
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
+
+
+def _quantile(level: float) -> float:
+    return float(stats.norm.ppf((1 + level) / 2))
+
+
+def _task_name(finding: Finding) -> str:
+    seed = "" if finding.seed is None else f"seed{finding.seed}"
+    words = ("expunge", finding.audit, finding.record_set, finding.subject, finding.part, seed)
+    return "_".join(word for word in words if word)
+
+
+def _row(name: str, n: int, metrics: Mapping[str, Finding]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "alias": name, "sample_len": n}
+    for metric, finding in metrics.items():
+        value = finding.value
+        row[f"{metric},{_UNNAMED}"] = "N/A" if value is None else float(value)
+        row[f"{metric}_stderr,{_UNNAMED}"] = _stderr(finding.interval)
+    return row
+
+
+def _stderr(interval: Interval | None) -> float | str:
+    if interval is None or interval.method != NORMAL:
+        return "N/A"
+    return (interval.high - interval.low) / (2 * _quantile(interval.level))
+
+
+def _task_config(name: str, metrics: Mapping[str, Finding]) -> dict[str, Any]:
+    findings = [finding.to_json() for finding in metrics.values()]
+    return {"task": name, "metadata": {"version": _version(metrics), "findings": findings}}
+
+
+def _version(metrics: Mapping[str, Finding]) -> int:
+    return max(finding.version for finding in metrics.values())
+
+
+def _higher_is_better(finding: Finding) -> bool | None:
+    return {"higher": True, "lower": False}.get(finding.direction)

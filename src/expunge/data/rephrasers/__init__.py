@@ -1,0 +1,1 @@
+"""Other wordings of one question: one file per way, and the rules that judge them."""

@@ -1,0 +1,82 @@
+"""The small reproduction of the reusable holdout: an analyst who asks one holdout 1001 times."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from expunge.core.files import read_json
+
+N, D, K = 1000, 1000, 100
+SPREAD = 0.021
+"""Standard deviation of an accuracy on 1000 fresh records, and of the votes behind it."""
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The module of the benchmark."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    yield importlib.import_module("reusable_holdout")
+    for name in ("reusable_holdout", "output"):
+        sys.modules.pop(name, None)
+
+
+def expected_accuracy(votes):
+    """Accuracy of so many votes, of which the 20 signals have mean 6 / sqrt(n)."""
+    return norm.cdf(20 * 6 / math.sqrt(N) / math.sqrt(min(votes, K)))
+
+
+def require_the_claim(found, repetitions):
+    error = 3 * SPREAD / math.sqrt(repetitions)
+    nothing, something = found["no signal"], found["signal"]
+    gaps = {kind: row["reported"] - row["fresh"] for kind, row in nothing.items()}
+    assert gaps["plain"] >= 0.10
+    assert gaps["science_demo"] <= 0.03
+    assert nothing["science_demo"]["train"] > 0.7  # the analyst did overfit
+    plain, demo = something["plain"]["fresh"], something["science_demo"]["fresh"]
+    assert plain - demo <= 0.03 + error
+    stand_out = 2 * norm.cdf(-1)  # of the 980 others, once per sample and with one sign on both
+    assert plain == pytest.approx(expected_accuracy(20 + 980 * stand_out**2 / 2), abs=error)
+    assert demo == pytest.approx(expected_accuracy(20 + 980 * stand_out), abs=error)
+
+
+def test_a_plain_holdout_deceives_and_thresholdout_does_not(script):
+    require_the_claim(script.study(N, D, K, 6, ("plain", "science_demo")), 6)
+
+
+@pytest.mark.slow
+def test_a_budget_keeps_what_it_answers_honest(script):
+    found = script.study(N, D, K, 20)
+    require_the_claim(found, 20)
+    for world in found.values():
+        assert world["thresholdout"]["reported"] is None  # its budget is spent on false alarms
+        assert world["thresholdout"]["spent"] == 50
+        assert world["thresholdout"]["answered"] < 400
+        assert world["less noise"]["reported"] is not None
+    less_noise = found["no signal"]["less noise"]
+    assert less_noise["reported"] - less_noise["fresh"] <= 0.03
+
+
+def test_the_script_writes_what_it_prints(script, tmp_path, monkeypatch, capsys):
+    size = ["--repetitions", "2", "--n", "100", "--d", "30", "--k", "5"]
+    monkeypatch.setattr(sys, "argv", ["x", *size, "--json", str(tmp_path / "numbers.json")])
+    script.main()
+    numbers = read_json(tmp_path / "numbers.json")["numbers"]
+    printed = capsys.readouterr().out
+    for kind in script.HOLDOUTS:
+        assert kind in printed
+        assert f"{numbers['signal'][kind]['train']:.3f}" in printed
+    assert numbers["signal"]["plain"]["answered"] == 31
+
+
+def test_no_votes_are_taken_where_none_are_wanted(script):
+    train_d = np.array([0.3, -0.2, 0.1, 0.4])
+    answer_d = np.array([0.3, -0.2, -0.1, 0.4])
+    assert not script._choose(train_d, answer_d, 0, 0.05).any()
+    assert script._choose(train_d, answer_d, 2, 0.05).tolist() == [1, 0, 0, 1]
+    assert script._choose(train_d, answer_d, 9, 0.05).tolist() == [1, -1, 0, 1]
+    assert script._choose(train_d, answer_d, 9, 0.25).tolist() == [1, 0, 0, 1]
