@@ -13,6 +13,7 @@ from expunge.audit.audit import audits as registered
 from expunge.audit.audit import parse_config, plan_readings, run_audit
 from expunge.audit.collecting import collect, parts_of
 from expunge.audit.evidence import Evidence, Subject
+from expunge.audit.verdicts import judged_together
 from expunge.core.errors import DataError, UnsupportedModelError
 from expunge.core.finding import Finding
 from expunge.core.run import Run
@@ -206,9 +207,9 @@ def audit(
         sets=sets.digest(),
         parts=tuple(scored(model, "part", part=name) for name, model in parts.items()),
     )
-    return [
-        finding for info, config in chosen for finding in run_audit(info, config, evidence, run)
-    ]
+    return judged_together(
+        [finding for info, config in chosen for finding in run_audit(info, config, evidence, run)]
+    )
 
 
 def _ids(wanted: Iterable[int | str], data: Dataset) -> tuple[str, ...]:

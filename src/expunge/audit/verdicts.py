@@ -22,20 +22,19 @@ def judged_together(findings: Sequence[Finding]) -> list[Finding]:
     """Return findings whose verdicts hold at once; what no longer holds is inconclusive.
 
     A verdict for which the corrected p-value is above 5 % becomes inconclusive, never the opposite.
-    One bound alone is judged as it was. Findings without an interval have no error to correct.
+    Every bound counts, decided or not. One bound alone is judged as it was. Findings without an
+    interval have no error to correct.
 
     Args:
         findings: Every finding of one run.
 
     Source: Holm (1979).
     """
-    judged = [row for row, one in enumerate(findings) if p_value(one) is not None]
-    if len(judged) < 2:
-        return list(findings)
+    judged = [row for row, one in enumerate(findings) if one.threshold is not None]
     adjusted = holm([p_value(findings[row]) for row in judged])
     changed = list(findings)
     for row, p in zip(judged, adjusted, strict=True):
-        if p is not None and p > ALPHA:
+        if p is not None and p > ALPHA and findings[row].verdict in ("pass", "fail"):
             told = (
                 f"without the other {len(judged) - 1} bounds this would be a "
                 f"{changed[row].verdict}; corrected for them (Holm) p is {p:.2g}"
@@ -49,15 +48,13 @@ def p_value(finding: Finding) -> float | None:
     """Return how likely a value as far from the bound is if the bound were met exactly, two-sided.
 
     Recovered from the interval: its half on the side of the bound is a known number of standard
-    errors. ``None`` where nothing was decided, or without an interval.
+    errors. ``None`` without an interval or a bound.
 
     Args:
         finding: A judged number.
     """
     interval, bound, value = finding.interval, finding.threshold, finding.value
-    if finding.verdict not in ("pass", "fail") or interval is None:
-        return None
-    if bound is None or value is None:
+    if interval is None or bound is None or value is None:
         return None
     distance = abs(value - bound)
     half = value - interval.low if bound < value else interval.high - value

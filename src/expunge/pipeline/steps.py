@@ -11,6 +11,7 @@ from expunge.audit.collecting import collect, parts_of
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.generation import generate_answers
 from expunge.audit.score_table import read_scores, write_scores
+from expunge.audit.verdicts import judged_together
 from expunge.core.config import to_json
 from expunge.core.digest import digest_file, digest_json
 from expunge.core.files import read_json, remove_tree, write_json
@@ -131,12 +132,12 @@ def audit(work: Work, num_references: int, parts: Sequence[str]) -> Outputs:
         sets=work.sets.digest(),
         parts=tuple(read_scores(work.folder / _scores_name(_part_name(part))) for part in parts),
     )
-    findings = [
-        finding.to_json()
+    found = [
+        finding
         for info, config in work.chosen
         for finding in run_audit(info, config, evidence, work.run.child(f"audit-{info.name}"))
     ]
-    return _write_findings(work, findings)
+    return _write_findings(work, [finding.to_json() for finding in judged_together(found)])
 
 
 def examples(work: Work, num_references: int) -> Outputs:

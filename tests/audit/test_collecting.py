@@ -1,0 +1,188 @@
+"""What is scored, once: kept scores, treatments, views and measures of one model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.audit.collecting import collect
+from expunge.audit.evidence import Evidence
+from expunge.audit.measures import measures, of_model
+from expunge.audit.readings import Reading, union
+from expunge.audit.score_table import read_scores, write_scores
+from expunge.audit.treatments import NOT_BEFORE, NotApplicable, attacked_ids, treatment, treatments
+from expunge.core.errors import ConfigError
+from expunge.core.run import Run
+from expunge.core.sets import Sets
+from expunge.data.dataset import Dataset
+from expunge.engine.weights import state_digest
+
+FORGET, RETAIN = Reading("forget"), Reading("retain")
+
+
+@pytest.fixture(scope="module")
+def data(people):
+    sets = Sets(forget=("train-0", "train-2"), retain=("train-1", "train-3"))
+    return Dataset("causal_lm", people), sets
+
+
+@pytest.fixture
+def doubled(monkeypatch):
+    """A treatment that doubles the last weights, and one that fits no model."""
+    monkeypatch.setattr(treatments, "_parts", dict(treatments._parts))
+    treatments.discover()
+
+    @treatment("doubled", roles=NOT_BEFORE)
+    def double(model, task, scene, parameters, run):
+        with torch.no_grad():
+            list(model.parameters())[-1].mul_(float(parameters))
+            return model, task
+
+    @treatment("never")
+    def refuse(model, task, scene, parameters, run):
+        raise NotApplicable("no model has what it takes")
+
+
+def run_of(model, task, data, readings, role="after", **settings):
+    return collect(model, task, *data, readings, Run(), role=role, **settings)
+
+
+def test_a_treatment_works_on_a_copy_of_those_whom_it_is_for(language_model, data, doubled):
+    model, task = language_model
+    treated = Reading("forget", treatment="doubled:2")
+    digest = state_digest(model)
+    after = run_of(model, task, data, (FORGET, treated))
+    assert state_digest(model) == digest == after.model
+    assert not np.allclose(after.scores[FORGET].logprob_N, after.scores[treated].logprob_N)
+    before = run_of(model, task, data, (FORGET, treated), role="before")
+    assert set(before.scores) == {FORGET}
+    Evidence(after=after, before=before, references=(), sets="")  # what is absent may be absent
+
+
+def test_a_treatment_that_does_not_fit_says_why(language_model, data, doubled, tmp_path):
+    model, task = language_model
+    reading = Reading("forget", treatment="never")
+    subject = run_of(model, task, data, (FORGET, reading))
+    assert subject.absent == {reading: "no model has what it takes"}
+    write_scores(tmp_path / "s.parquet", subject)
+    assert read_scores(tmp_path / "s.parquet").absent == subject.absent
+
+
+def test_an_unknown_treatment_or_view_is_refused(language_model, data):
+    model, task = language_model
+    with pytest.raises(ConfigError, match="no treatments entry 'quantise'"):
+        run_of(model, task, data, (Reading("forget", treatment="quantise:8"),))
+    with pytest.raises(ConfigError, match="no views entry 'perturb'"):
+        run_of(model, task, data, (Reading("forget", "perturb:0"),))
+
+
+def test_kept_scores_are_used_bit_by_bit(language_model, data, tmp_path, monkeypatch):
+    model, task = language_model
+    readings = (FORGET, RETAIN, Reading("forget", "paraphrase", max_new_tokens=3))
+    first = run_of(model, task, data, readings, cache=tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2  # one for each set
+
+    def never(*arguments, **named):
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("expunge.audit.collecting.score_together", never)
+    monkeypatch.setattr("expunge.audit.collecting.generate_answers", never)
+    again = run_of(model, task, data, readings, cache=tmp_path, role="before")
+    assert again.role == "before"
+    for reading in readings:
+        for field in ("logprob_N", "mean_N", "rank_N"):
+            one, other = (getattr(s.scores[reading], field) for s in (first, again))
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(
+        first.scores[readings[2]].measured["rouge_l"], again.scores[readings[2]].measured["rouge_l"]
+    )
+
+
+@pytest.mark.parametrize("what", ["weights", "template", "records", "length", "batch"])
+def test_kept_scores_serve_the_same_question_only(language_model, data, tmp_path, what):
+    model, task = language_model
+    reading = Reading("forget", max_new_tokens=3)
+    run_of(model, task, data, (reading,), cache=tmp_path)
+    dataset, sets = data
+    settings = {}
+    if what == "weights":
+        import copy
+
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3)
+    elif what == "template":
+        task = task.with_template(dataclasses.replace(task.template, prompt="who {question}"))
+    elif what == "records":
+        sets = Sets(forget=("train-0",), retain=sets.retain)
+    elif what == "length":
+        reading = Reading("forget", max_new_tokens=4)
+    else:
+        settings = {"batch_size": 1}
+    run_of(model, task, (dataset, sets), (reading,), cache=tmp_path, **settings)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_file_is_scored_again(language_model, data, tmp_path):
+    model, task = language_model
+    first = run_of(model, task, data, (FORGET,), cache=tmp_path)
+    [file] = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    again = run_of(model, task, data, (FORGET,), cache=tmp_path)
+    np.testing.assert_array_equal(first.scores[FORGET].logprob_N, again.scores[FORGET].logprob_N)
+    assert file.read_bytes() == whole
+
+
+def test_kept_scores_hold_no_text(language_model, data, people, tmp_path):
+    model, task = language_model
+    run_of(model, task, data, (Reading("forget", max_new_tokens=5),), cache=tmp_path)
+    [file] = tmp_path.iterdir()
+    words = {word for text in people["answer"] for word in text.split() if len(word) > 3}
+    assert not any(word.encode() in file.read_bytes() for word in words)
+
+
+def test_measures_stand_beside_the_scores(language_model, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(measures, "_parts", dict(measures._parts))
+
+    @of_model("number_of_targets")
+    def count(model, task, records, run):
+        return np.array(task.num_targets(records), dtype=float)
+
+    model, task = language_model
+    wanted = union([Reading("forget", measures=("zlib",)), Reading("forget", max_new_tokens=2)])
+    wanted = union([*wanted, Reading("forget", measures=("number_of_targets",))])
+    [reading] = wanted
+    assert reading.measures == ("number_of_targets", "zlib")
+    subject = run_of(model, task, data, wanted)
+    scores = subject.scores[reading]
+    np.testing.assert_array_equal(scores.measured["number_of_targets"], scores.n_R)
+    assert set(scores.measured) == {"number_of_targets", "rouge_l", "zlib"}
+    write_scores(tmp_path / "s.parquet", subject)
+    again = read_scores(tmp_path / "s.parquet").scores[reading]
+    for name, values in scores.measured.items():
+        np.testing.assert_array_equal(again.measured[name], values)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_batch_size_changes_no_number(language_model, data, batch_size):
+    model, task = language_model
+    readings = (FORGET, Reading("forget", "paraphrase"), Reading("forget", "perturbed:0"), RETAIN)
+    one = run_of(model, task, data, readings)
+    other = run_of(model, task, data, readings, batch_size=batch_size)
+    for reading in readings:
+        np.testing.assert_allclose(
+            one.scores[reading].logprob_N, other.scores[reading].logprob_N, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_an_attack_sees_some_records_and_others_are_scored(share):
+    ids = tuple(f"r{i}" for i in range(10))
+    seen = attacked_ids(ids, share, seed=3)
+    assert seen == attacked_ids(ids, share, seed=3)
+    assert len(seen) == min(max(round(10 * share), 1), 9)
+    assert set(seen) < set(ids)
+    assert list(seen) == [i for i in ids if i in seen]
