@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from output import parser, report
 
-from expunge.audit.holdout import Exhausted, HoldoutConfig, Ledger, Thresholdout
+from expunge.audit.holdout import BUDGET, Exhausted, HoldoutConfig, Ledger, Thresholdout
 from expunge.core.records import Records
 from expunge.core.streams import stream
 
@@ -65,6 +65,32 @@ def main() -> None:
         for holdout, found in by_holdout.items()
     ]
     report(f"Means of {options.repetitions} repetitions", rows, numbers, options.json)
+    patience = [
+        {
+            "noise": f"threshold / {ratio}",
+            "questions": round(false_alarms(ratio)),
+            "epsilon": f"{BUDGET * 2 * ratio / (4 / math.sqrt(options.n) * options.n):.1f}",
+        }
+        for ratio in (4, 8, 16)
+    ]
+    report(f"Questions until {BUDGET} false alarms, median", patience, patience, None)
+
+
+def false_alarms(ratio: float, budget: int = BUDGET, ledgers: int = 20_000) -> float:
+    """Return the median number of questions that spend the budget when both samples agree exactly.
+
+    A question is a false alarm when Lap(2) + Lap(4) < -ratio, in units of the noise; the first
+    number lasts until the next alarm.
+
+    Args:
+        ratio: Threshold over noise.
+        budget: Alarms.
+        ledgers: How many are drawn.
+    """
+    draw = stream(0, "false alarms", str(ratio))
+    bar = ratio + draw.laplace(0, 2, (ledgers, budget))
+    chance = np.where(bar > 0, np.exp(-np.abs(bar) / 4) / 2, 1 - np.exp(-np.abs(bar) / 4) / 2)
+    return float(np.median(draw.geometric(np.maximum(chance, 1e-12)).sum(axis=1)))
 
 
 def study(

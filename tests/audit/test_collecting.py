@@ -79,7 +79,11 @@ def test_an_unknown_treatment_or_view_is_refused(language_model, data):
 
 def test_kept_scores_are_used_bit_by_bit(language_model, data, tmp_path, monkeypatch):
     model, task = language_model
-    readings = (FORGET, RETAIN, Reading("forget", "paraphrase", max_new_tokens=3))
+    readings = (
+        FORGET,
+        RETAIN,
+        Reading("forget", "paraphrase", max_new_tokens=3, measures=("rouge_l",)),
+    )
     first = run_of(model, task, data, readings, cache=tmp_path)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2  # one for each set
@@ -88,7 +92,7 @@ def test_kept_scores_are_used_bit_by_bit(language_model, data, tmp_path, monkeyp
         raise AssertionError("scored again")
 
     monkeypatch.setattr("expunge.audit.collecting.score_together", never)
-    monkeypatch.setattr("expunge.audit.collecting.generate_answers", never)
+    monkeypatch.setattr("expunge.audit.collecting.answer_together", never)
     again = run_of(model, task, data, readings, cache=tmp_path, role="before")
     assert again.role == "before"
     for reading in readings:
@@ -103,7 +107,7 @@ def test_kept_scores_are_used_bit_by_bit(language_model, data, tmp_path, monkeyp
 @pytest.mark.parametrize("what", ["weights", "template", "records", "length", "batch"])
 def test_kept_scores_serve_the_same_question_only(language_model, data, tmp_path, what):
     model, task = language_model
-    reading = Reading("forget", max_new_tokens=3)
+    reading = Reading("forget", max_new_tokens=3, measures=("rouge_l",))
     run_of(model, task, data, (reading,), cache=tmp_path)
     dataset, sets = data
     settings = {}
@@ -118,7 +122,7 @@ def test_kept_scores_serve_the_same_question_only(language_model, data, tmp_path
     elif what == "records":
         sets = Sets(forget=("train-0",), retain=sets.retain)
     elif what == "length":
-        reading = Reading("forget", max_new_tokens=4)
+        reading = Reading("forget", max_new_tokens=4, measures=("rouge_l",))
     else:
         settings = {"batch_size": 1}
     run_of(model, task, (dataset, sets), (reading,), cache=tmp_path, **settings)
@@ -138,7 +142,13 @@ def test_a_damaged_file_is_scored_again(language_model, data, tmp_path):
 
 def test_kept_scores_hold_no_text(language_model, data, people, tmp_path):
     model, task = language_model
-    run_of(model, task, data, (Reading("forget", max_new_tokens=5),), cache=tmp_path)
+    run_of(
+        model,
+        task,
+        data,
+        (Reading("forget", max_new_tokens=5, measures=("rouge_l",)),),
+        cache=tmp_path,
+    )
     [file] = tmp_path.iterdir()
     words = {word for text in people["answer"] for word in text.split() if len(word) > 3}
     assert not any(word.encode() in file.read_bytes() for word in words)
@@ -152,10 +162,15 @@ def test_measures_stand_beside_the_scores(language_model, data, monkeypatch, tmp
         return np.array(task.num_targets(records), dtype=float)
 
     model, task = language_model
-    wanted = union([Reading("forget", measures=("zlib",)), Reading("forget", max_new_tokens=2)])
+    wanted = union(
+        [
+            Reading("forget", measures=("zlib",)),
+            Reading("forget", max_new_tokens=2, measures=("rouge_l",)),
+        ]
+    )
     wanted = union([*wanted, Reading("forget", measures=("number_of_targets",))])
     [reading] = wanted
-    assert reading.measures == ("number_of_targets", "zlib")
+    assert reading.measures == ("number_of_targets", "rouge_l", "zlib")
     subject = run_of(model, task, data, wanted)
     scores = subject.scores[reading]
     np.testing.assert_array_equal(scores.measured["number_of_targets"], scores.n_R)

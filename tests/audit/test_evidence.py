@@ -116,7 +116,23 @@ def test_models_scored_on_other_records_are_refused(make_scores):
 
 
 def test_registered_audits_say_what_they_are():
-    assert audits.names() == ["memorization", "mia", "tofu", "unlearning_gap"]
+    assert audits.names() == [
+        "ablation",
+        "cbod",
+        "in_context",
+        "lira",
+        "memorization",
+        "mia",
+        "muse",
+        "neighbours",
+        "paraphrase",
+        "probe",
+        "quantize",
+        "refusal",
+        "relearn",
+        "tofu",
+        "unlearning_gap",
+    ]
     for info in audits:
         assert info.title.endswith((".", "?"))
         assert "Source:" in info.doc
@@ -145,9 +161,7 @@ def test_readings_are_planned_once_and_only_for_the_right_kind(people):
     }
     assert Reading("holdout") in planned
     assert [r.record_set for r in planned if r.max_new_tokens] == ["forget", "retain"]
-    with pytest.raises(
-        ConfigError, match=r"unlearning_gap.*audits that can: memorization, mia, tofu"
-    ):
+    with pytest.raises(ConfigError, match=r"unlearning_gap.*audits that can: ablation, cbod"):
         plan_readings([(audits.get("unlearning_gap"), None)], dataset)
 
 

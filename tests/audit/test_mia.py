@@ -1,13 +1,24 @@
-"""The loss attack on planted members, on strangers, and on what stands out upwards."""
+"""The attacks on planted members, on strangers, and on what stands out upwards."""
+
+import dataclasses
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from expunge.audit.audit import audits, parse_config, plan_readings, run_audit
+from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.mia import MiaConfig, distance, mia
 from expunge.audit.readings import Reading
+from expunge.audit.scores import Scores
+from expunge.core.errors import ConfigError
 from expunge.core.finding import Interval
 from expunge.core.run import Run
+from expunge.core.sets import Sets
+from expunge.data.dataset import Dataset
+
+FORGET, HOLDOUT = Reading("forget"), Reading("holdout")
 
 
 @pytest.fixture
@@ -17,7 +28,7 @@ def attack(make_scores):
 
     def subject(role, low, high, seed=None):
         forget = make_scores(-np.random.default_rng(seed or 9).uniform(low, high, 60))
-        return Subject(role, role, {Reading("forget"): forget, Reading("holdout"): holdout}, seed)
+        return Subject(role, role, {FORGET: forget, HOLDOUT: holdout}, seed)
 
     def run(low, high, **settings):
         evidence = Evidence(
@@ -32,6 +43,49 @@ def attack(make_scores):
     return run
 
 
+def answers(rng, prefix, count, shift, zlib=True):
+    """Scores of answers of 2 to 7 tokens."""
+    n_R = rng.integers(2, 8, count)
+    n = n_R.sum()
+    logprob_N = -rng.gamma(2.0, 0.5, n).astype(np.float32) - np.float32(shift)
+    return Scores(
+        ids=tuple(f"{prefix}-{row}" for row in range(count)),
+        offsets=np.concatenate([[0], np.cumsum(n_R)]),
+        logprob_N=logprob_N,
+        rank_N=np.zeros(n, dtype=np.int32),
+        mean_N=-rng.gamma(2.0, 0.6, n).astype(np.float32),
+        variance_N=rng.gamma(2.0, 0.5, n).astype(np.float32),
+        measured={
+            "grad_norm": rng.gamma(2.0, 1.0, count),
+            **({"zlib": rng.integers(20, 60, count).astype(float)} if zlib else {}),
+        },
+    )
+
+
+def model(role, shift, seed=None, zlib=True):
+    """A model whose forgotten answers are less likely by a shift."""
+    rng = np.random.default_rng([7, seed or 0])
+    lengths = np.random.default_rng(3)
+    scores = {}
+    for reading, count, moved in ((FORGET, 30, shift), (HOLDOUT, 40, 0.0)):
+        # Every model sees records of the same lengths.
+        draw = np.random.default_rng(lengths.integers(2**32))
+        found = answers(draw, reading.record_set, count, moved, zlib)
+        noise_N = rng.normal(0, 0.1, len(found.logprob_N)).astype(np.float32)
+        logprob_N = np.minimum(found.logprob_N + noise_N, 0)
+        scores[reading] = dataclasses.replace(found, logprob_N=logprob_N)
+    return Subject(role, role, scores, seed)
+
+
+def evidence(references=3, **settings):
+    return Evidence(
+        model("after", 0.5, **settings),
+        None,
+        tuple(model("reference", 0.0, seed, **settings) for seed in range(1, references + 1)),
+        "sets",
+    )
+
+
 def test_members_have_lower_loss(attack):
     found, everything = attack(1, 3, max_auc_gap=0.2)
     assert found["auc", "before"].value == 1
@@ -44,6 +98,8 @@ def test_members_have_lower_loss(attack):
     references = [f for f in everything if f.metric == "auc_gap" and f.subject == "reference"]
     floor = found["auc", "after"].reference.noise_floor
     assert [f.value for f in references] == pytest.approx([floor, floor])
+    # Two references share that one number; its spread of nothing is no noise floor.
+    assert found["auc_gap", "after"].reference.noise_floor is None
 
 
 def test_pushing_losses_too_far_is_caught_as_well(attack):
@@ -54,12 +110,14 @@ def test_pushing_losses_too_far_is_caught_as_well(attack):
 
 
 def test_without_strangers_there_is_no_verdict(make_scores):
-    scores = {Reading("forget"): make_scores([-1.0, -2.0]), Reading("holdout"): make_scores([])}
-    evidence = Evidence(after=Subject("after", "a", scores), before=None, references=(), sets="s")
-    for finding in mia(evidence, MiaConfig(max_auc_gap=0.1), Run()):
+    scores = {FORGET: make_scores([-1.0, -2.0]), HOLDOUT: make_scores([])}
+    alone = Evidence(after=Subject("after", "a", scores), before=None, references=(), sets="s")
+    found = mia(alone, MiaConfig(max_auc_gap=0.1), Run())
+    assert [finding.metric for finding in found] == ["auc", "tpr", "auc_gap"]
+    for finding in found:
         assert finding.value is None
         assert "no held-out records" in finding.note
-    assert finding.verdict == "inconclusive"
+    assert found[-1].verdict == "inconclusive"
 
 
 def test_distance_folds_the_interval_at_zero():
@@ -70,3 +128,160 @@ def test_distance_folds_the_interval_at_zero():
     above = distance(found, [Measurement(0.9, 10)])
     assert (above.interval.low, above.interval.high) == pytest.approx((0.15, 0.45))
     assert distance(found, []).value is None
+
+
+def test_each_attack_has_three_numbers_and_the_loss_attack_keeps_its_names():
+    found = mia(evidence(), MiaConfig(), Run())
+    attacks = ("", "_zlib", "_min_k", "_min_k_pp", "_reference")
+    expected = [f"{number}{name}" for name in attacks for number in ("auc", "tpr", "auc_gap")]
+    assert list(dict.fromkeys(f.metric for f in found)) == expected
+    assert all(f.value is not None for f in found)
+    titles = {f.metric: f.title for f in found}
+    assert titles["auc"] == "Loss attack, area under the ROC curve (0.5: cannot tell)"
+    assert titles["tpr_min_k"] == "Min-K% attack, true-positive rate at 1 % false positives"
+
+
+def record_loop(scores, of):
+    """Apply a function to the targets of each record."""
+    bounds = zip(scores.offsets[:-1], scores.offsets[1:], strict=True)
+    return np.array([of(slice(a, b), row) for row, (a, b) in enumerate(bounds)])
+
+
+def lowest(values, k=0.4):
+    return np.sort(values)[: max(1, int(len(values) * k))].mean()
+
+
+ORACLES = {
+    "auc": lambda s, _: record_loop(s, lambda at, row: s.logprob_N[at].mean()),
+    "auc_zlib": lambda s, _: record_loop(
+        s, lambda at, row: s.logprob_N[at].mean() / s.measured["zlib"][row]
+    ),
+    "auc_min_k": lambda s, _: record_loop(s, lambda at, row: lowest(s.logprob_N[at])),
+    "auc_min_k_pp": lambda s, _: record_loop(
+        s, lambda at, row: lowest((s.logprob_N[at] - s.mean_N[at]) / s.variance_N[at] ** 0.5)
+    ),
+    "auc_reference": lambda s, others: record_loop(
+        s,
+        lambda at, row: s.logprob_N[at].mean() - np.mean([o.logprob_N[at].mean() for o in others]),
+    ),
+    "auc_grad_norm": lambda s, _: -s.measured["grad_norm"],
+}
+
+
+@pytest.mark.parametrize("metric", ORACLES)
+def test_areas_are_those_of_an_independent_library(metric):
+    shown = evidence()
+    every = ("loss", "zlib", "min_k", "min_k_pp", "reference", "grad_norm")
+    found = mia(shown, MiaConfig(attacks=every), Run())
+    values = [f.value for f in found if f.metric == metric]
+    for subject, value in zip(shown, values, strict=True):
+        others = [r for r in shown.references if r is not subject]
+        sides = [
+            ORACLES[metric](subject.scores[reading], [o.scores[reading] for o in others])
+            for reading in (FORGET, HOLDOUT)
+        ]
+        labels = np.repeat([1, 0], [len(side) for side in sides])
+        assert value == pytest.approx(roc_auc_score(labels, np.concatenate(sides)), abs=1e-12)
+
+
+def test_two_references_are_mirror_images_under_the_reference_attack():
+    """Each is attacked with the other, so that the areas add up to 1 and show no noise floor."""
+    found = [f for f in mia(evidence(2), MiaConfig(), Run()) if f.metric == "auc_reference"]
+    after, first, second = found
+    assert first.value + second.value == pytest.approx(1.0)
+    assert after.reference.noise_floor is None
+    assert after.reference.gap == pytest.approx(after.value - 0.5)
+
+
+def test_one_reference_cannot_be_calibrated_itself():
+    after, reference = [
+        f for f in mia(evidence(1), MiaConfig(), Run()) if f.metric == "auc_reference"
+    ]
+    assert after.value is not None
+    assert reference.value is None
+    assert "no other retrained model" in reference.note
+
+
+def test_attacks_that_the_evidence_rules_out_are_left_out():
+    without = mia(evidence(0, zlib=False), MiaConfig(), Run())
+    assert {f.metric for f in without} == {
+        *("auc", "tpr", "auc_gap"),
+        *("auc_min_k", "tpr_min_k", "auc_gap_min_k"),
+        *("auc_min_k_pp", "tpr_min_k_pp", "auc_gap_min_k_pp"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("reference", "no other retrained model"), ("zlib", "the measure 'zlib' was not taken")],
+)
+def test_the_only_attack_asked_for_says_why_it_cannot_be_had(name, reason):
+    found = mia(evidence(0, zlib=False), MiaConfig(attacks=(name,), max_auc_gap=0.1), Run())
+    assert [f.metric for f in found] == [f"auc_{name}", f"tpr_{name}", f"auc_gap_{name}"]
+    assert all(f.value is None and reason in f.note for f in found)
+    assert found[-1].verdict == "inconclusive"
+
+
+def test_the_bound_holds_for_every_attack():
+    found = mia(evidence(), MiaConfig(max_auc_gap=0.9), Run())
+    judged = {f.metric for f in found if f.threshold is not None}
+    assert judged == {
+        f"auc_gap{name}" for name in ("", "_zlib", "_min_k", "_min_k_pp", "_reference")
+    }
+
+
+def test_an_attack_named_twice_runs_once():
+    found = mia(evidence(0), MiaConfig(attacks=("min_k", "min_k")), Run())
+    assert [f.metric for f in found] == ["auc_min_k", "tpr_min_k", "auc_gap_min_k"]
+
+
+def planned(kind, people, **settings):
+    info = audits.get("mia")
+    data = Dataset(kind, people)
+    readings = plan_readings([(info, parse_config(info, settings))], data)
+    return {reading.record_set: reading.measures for reading in readings}
+
+
+def test_only_what_the_attacks_need_is_measured(people):
+    assert planned("causal_lm", people) == {"forget": ("zlib",), "holdout": ("zlib",)}
+    assert planned("classifier", people) == {"forget": (), "holdout": ()}
+    asked = planned("classifier", people, attacks=["loss", "zlib", "grad_norm"])
+    assert asked == {"forget": ("grad_norm",), "holdout": ("grad_norm",)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attacks": ["zlib", "min_k"]}, "a 'classifier'; choose among loss, reference, grad_norm"),
+        ({"attacks": []}, r"attacks = \[\]: none of them"),
+        ({"attacks": ["min-k"]}, "'min-k': Input should be 'loss', 'zlib', 'min_k'"),
+        ({"k": 0.0}, "k = 0.0: Input should be greater than 0"),
+        ({"k": 1.5}, "k = 1.5: Input should be less than or equal to 1"),
+    ],
+)
+def test_wrong_settings_are_refused(people, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        planned("classifier", people, **settings)
+
+
+def test_a_model_is_attacked_end_to_end(questions_world):
+    """Answers learned by heart against questions with answers that were never seen."""
+    world = questions_world
+    strangers = world.forget.take([3, 4, 5])
+    answered = [f"{text} by the bay" for text in strangers["answer"]]
+    held = dataclasses.replace(strangers, ids=("h0", "h1", "h2")).replace(answer=answered)
+    data = Dataset("causal_lm", world.forget.take([0, 1, 2]), holdout=held)
+    sets = Sets(forget=data.train.ids, holdout=data.holdout.ids)
+    info = audits.get("mia")
+    config = parse_config(info, {"attacks": ["loss", "zlib", "min_k", "min_k_pp", "grad_norm"]})
+    readings = plan_readings([(info, config)], data)
+    after, small = (
+        collect(world.model, world.task, data, sets, readings, Run(), role="after", batch_size=size)
+        for size in (32, 1)
+    )
+    shown = Evidence(after, None, (), sets.digest())
+    found = {f.metric: f.value for f in run_audit(info, config, shown, Run())}
+    for name in ("auc", "auc_zlib", "auc_min_k", "auc_min_k_pp", "auc_grad_norm"):
+        assert found[name] == 1.0, name
+    norms = [one.scores[FORGET].measured["grad_norm"] for one in (after, small)]
+    assert norms[0].tolist() == norms[1].tolist()

@@ -15,7 +15,7 @@ from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 
 READINGS = (
-    Reading("forget", max_new_tokens=4),
+    Reading("forget", max_new_tokens=4, measures=("rouge_l",)),
     Reading("forget", "perturbed:0"),
     Reading("holdout"),
     Reading("retain", limit=1),

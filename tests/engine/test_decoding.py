@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from expunge.audit.scores import score, score_together
 from expunge.core.records import Records
 from expunge.core.run import Run
-from expunge.engine.decoding import batches_of, greedy, keeps_cache
+from expunge.engine.decoding import apart, by_length, greedy, keeps_cache
 from expunge.engine.tasks.causal_lm import CausalLM, Template
 
 
@@ -16,13 +18,13 @@ from expunge.engine.tasks.causal_lm import CausalLM, Template
 def world(request, questions_world):
     """A model of each position encoding, on the questions of the toy world."""
     if request.param == "llama":
-        return questions_world.model, questions_world
+        return questions_world.model.eval(), questions_world
     config = GPT2Config(
         vocab_size=len(questions_world.task.tokenizer), n_embd=32, n_layer=2, n_head=2
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return GPT2LMHeadModel(config), questions_world
+        return GPT2LMHeadModel(config).eval(), questions_world
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,9 @@ def test_each_prompt_is_read_once(world, views, monkeypatch):
 def test_scores_of_a_view_are_those_of_its_own_task(world, views):
     """Tasks under other templates share a pass."""
     model, toy = world
-    longer = toy.task.with_template(Template(prompt="which city leads {question}", answer=" {answer}"))
+    longer = toy.task.with_template(
+        Template(prompt="which city leads {question}", answer=" {answer}")
+    )
     parts = [(toy.task, views[0]), (longer, views[1])]
     with Run(quiet=True).progress("x", 1) as bar:
         found = score_together(model, parts, Run(), bar=bar)
@@ -117,32 +121,25 @@ def test_a_finished_answer_leaves_the_batch(questions_world):
     model, task = questions_world.model.eval(), questions_world.task
     sizes = []
     handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
     )
     try:
         task.generate(model, questions_world.retain, range(len(questions_world.retain)), 30)
     finally:
         handle.remove()
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] < sizes[0]
-    assert len(sizes) < 30
+    steps = [rows for rows, length in sizes if length == 1]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] < steps[0]
+    assert len(steps) < 30
 
 
-def test_what_all_prompts_begin_with_is_read_once(questions_world):
+def test_rows_have_limits_of_their_own(questions_world):
     model = questions_world.model.eval()
-    start = [5, 6, 7, 8, 9, 10]
-    prompts = [[*start, 11, 12], [*start, 13], [*start, 14, 15, 16]]
-    read = []
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)),
-        with_kwargs=True,
-    )
-    try:
-        together = greedy(model, prompts, 5, end=-1, pad=0)
-    finally:
-        handle.remove()
-    assert read[:2] == [(1, 6), (3, 3)]
-    assert together == [greedy(model, [prompt], 5, end=-1, pad=0)[0] for prompt in prompts]
+    prompts = [[5, 6, 7, 8, 11, 12], [5, 6], [9], [5, 6]]
+    together = greedy(model, prompts, [5, 2, 4, 5], end=-1, pad=0)
+    alone = [greedy(model, [prompt], [5], end=-1, pad=0)[0] for prompt in prompts]
+    assert together == [alone[0], alone[1][:2], alone[2][:4], alone[3]]
 
 
 def test_models_whose_cache_cannot_be_cut_go_without(questions_world):
@@ -162,17 +159,52 @@ def test_models_whose_cache_cannot_be_cut_go_without(questions_world):
     assert not keeps_cache(torch.nn.Linear(2, 2))
 
 
-def test_batches_hold_each_record_once_and_keep_their_bound():
+def test_blocks_and_the_rest_hold_each_record_once():
     encoded = [([1, 2, 3, 4, 5, 6, row], 6) for row in range(9)]
-    encoded += [([9, 8, 7, row], 2) for row in range(3)]
+    encoded += [([9, 8, 7, row], 3) for row in range(3)]
     encoded += [([7, 7, 7, 7, 7, 7, 7, row], 7) for row in range(2)]
-    for size in (1, 2, 4, 50):
-        batches = batches_of(encoded, size, share=True)
-        assert sorted(row for rows, _ in batches for row in rows) == list(range(14))
-        assert max(len(rows) for rows, _ in batches) <= size
-    shared = {row for rows, is_shared in batches if is_shared for row in rows}
-    assert shared == {*range(9), 12, 13}
-    assert not any(is_shared for _, is_shared in batches_of(encoded, 4, share=False))
+    encoded += [([4, 4, 4, 4, 4, 4], 5)]
+    blocks, alone = apart(encoded, share=True)
+    assert blocks == [[*range(9), 12, 13]]
+    assert alone == [9, 10, 11, 14]
+    assert apart(encoded, share=False) == ([], list(range(15)))
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 7))
+def test_batches_by_length_hold_each_row_once(lengths, size):
+    batches = by_length(range(len(lengths)), lengths, size)
+    rows = [row for batch in batches for row in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert [lengths[row] for row in rows] == sorted(lengths)
+    assert all(len(batch) <= size for batch in batches)
+
+
+def test_what_is_known_of_an_answer_is_not_written_again(world, views):
+    """The scores tell how far the true answer is what the model writes."""
+    model, toy = world
+    for records in views[:2]:
+        known = score(model, toy.task, records, Run()).leading_R.tolist()
+        rows = list(range(len(records)))
+        for longest in (1, 2, 7):
+            plain = toy.task.generate(model, records, rows, longest)
+            assert toy.task.generate(model, records, rows, longest, known=known) == plain
+
+
+def test_nothing_is_run_for_answers_that_are_known_whole(questions_world):
+    model, task, records = questions_world.model, questions_world.task, questions_world.retain
+    known = score(model, task, records, Run()).leading_R
+    whole = np.flatnonzero(known == task.num_targets(records)).tolist()
+    assert len(whole) > 5
+
+    def never(*arguments, **named):
+        raise AssertionError("the model was run")
+
+    handle = model.register_forward_pre_hook(never)
+    try:
+        texts = task.generate(model, records, whole, 30, known=known[whole].tolist())
+    finally:
+        handle.remove()
+    assert texts == [records["answer"][row] for row in whole]
 
 
 def test_documents_without_a_prompt_are_read_whole(questions_world):

@@ -148,7 +148,7 @@ def test_6_a_finished_audit_is_not_computed_again(finished_people, tmp_path, mon
 
     monkeypatch.setattr(steps, "audit", never)
     monkeypatch.setattr("expunge.audit.collecting.score_together", never)
-    monkeypatch.setattr("expunge.audit.collecting.generate_answers", never)
+    monkeypatch.setattr("expunge.audit.collecting.answer_together", never)
     recipe = make_recipe({**PEOPLE, "examples": 1})
     execute(recipe, copied, quiet=True)
     assert (copied / "findings.json").read_bytes() == before

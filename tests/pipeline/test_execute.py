@@ -49,6 +49,7 @@ def test_the_folder_holds_what_it_should(finished_digits):
         "models.json",
         "plan.json",
         "recipe.yaml",
+        "records.html",
         "report.html",
         "scores",
         "sets.json",

@@ -6,7 +6,7 @@ import pytest
 
 from expunge.report.comparison import comparisons
 from expunge.report.facts import History, read_facts
-from expunge.report.losses import read_losses
+from expunge.report.losses import losses_of, read_scored
 from expunge.report.plots import (
     MAX_POINTS,
     forget_utility_plane,
@@ -78,7 +78,7 @@ def test_no_known_numbers_no_plane():
 
 
 def test_bins_cover_all_models_and_shares_sum_to_one_hundred(run_folder, facts):
-    losses = read_losses(run_folder, facts.models)
+    losses = losses_of(read_scored(run_folder, facts.models))
     edges = loss_bins(losses, "forget")
     everything = np.concatenate([sets["forget"] for sets in losses.values()])
     assert edges[0] == pytest.approx(everything.min())

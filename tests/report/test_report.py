@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -12,45 +11,15 @@ from expunge.core.files import read_json, write_json
 from expunge.report.examples import write_examples
 from expunge.report.report import summary_lines, write_report
 
-VOID = {"meta", "link", "br", "use", "path"}
-
-
-class Page(HTMLParser):
-    """Collects elements and attributes, and checks that every element is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open, self.text = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.elements if name == tag]
-
 
 def written(folder):
     return write_report(folder).read_text(encoding="utf-8")
 
 
-def test_the_page_is_whole_small_and_loads_nothing(run_folder):
+def test_the_page_is_whole_small_and_loads_nothing(run_folder, page_of):
     text = written(run_folder)
     assert len(text.encode()) < 1_000_000
-    page = Page(text)
+    page = page_of(text)
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base"}
     (policy,) = [
@@ -59,14 +28,14 @@ def test_the_page_is_whole_small_and_loads_nothing(run_folder):
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
     assert page.all("link") == [{"rel": "icon", "href": "data:,"}]
     loading = [v for _, a in page.elements for k, v in a.items() if k in ("src", "href")]
-    assert all(v == "data:," for v in loading if not v.startswith("#"))
+    assert {v for v in loading if not v.startswith("#")} == {"data:,", "records.html"}
     assert not re.search(r"@import|url\((?!#)|http://|https://", text)
 
 
-def test_a_table_stands_behind_every_chart(run_folder):
+def test_a_table_stands_behind_every_chart(run_folder, page_of):
     text = written(run_folder)
-    assert text.count("<svg") == text.count("Table behind this chart") == 3
-    page = Page(text)
+    assert text.count("<svg") == text.count("Table behind this chart") == 5
+    page = page_of(text)
     assert all(a.get("aria-label") for a in page.all("svg"))
     assert all(a.get("scope") for a in page.all("th"))
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
@@ -76,8 +45,8 @@ def test_a_table_stands_behind_every_chart(run_folder):
     assert len(ids) == len(set(ids))
 
 
-def test_what_a_reader_must_find(language_run):
-    words = " ".join(" ".join(Page(written(language_run)).text).split())
+def test_what_a_reader_must_find(language_run, page_of):
+    words = " ".join(" ".join(page_of(written(language_run)).text).split())
     for phrase in (
         "Every bound fixed beforehand was met",
         "by author , count 3",
@@ -138,6 +107,70 @@ def test_a_long_recipe_and_many_ids_do_not_swell_the_page(language_run):
     assert len(text) < 200_000
     assert "the rest is in recipe.yaml" in text
     assert "49900 more in sets.json" in text
+
+
+def many_findings(folder, audits=("relearn", "quantize"), count=30):
+    """Add numbers of further audits to a run; of each audit, one is an excess."""
+    findings = read_json(folder / "findings.json")
+    base = [f for f in findings if f["metric"] == "truth_ratio"]
+    names = ["excess_recall", *(f"m{i}" for i in range(1, count))]
+    more = [
+        {**f, "audit": audit, "metric": name, "title": f"{name} of {audit}", "note": f"of {name}"}
+        for audit in audits
+        for name in names
+        for f in base
+    ]
+    write_json(folder / "findings.json", findings + more)
+
+
+def test_of_many_numbers_those_that_judge_stay_open_and_none_is_lost(language_run, page_of):
+    many_findings(language_run)
+    text = written(language_run)
+    tables = text.partition("Forgetting against utility")[0]
+    shown, _, rest = tables.partition("Further numbers, by audit")
+    folds = dict(re.findall(r"<details><summary>(\w+): (\d+) more</summary>", rest))
+    # The summary takes forget quality, utility, and AUC; of tofu it is these and a bound.
+    assert folds == {"tofu": "6", "relearn": "29", "quantize": "29"}
+    for name in ("excess_recall of relearn", "Forget quality (p-value", "Model utility as a share"):
+        assert f'<th scope="row">{name}' in shown
+    assert '<th scope="row">m7 of relearn' not in shown
+    for name in ("m7 of relearn", "m29 of quantize", "Truth ratio"):
+        assert rest.count(f'<th scope="row">{name}<') == 1
+    assert "m7 of quantize: of m7" in rest  # a note stays with its number
+    levels = [int(tag[1]) for tag, _ in page_of(text).elements if re.fullmatch(r"h[1-6]", tag)]
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_few_numbers_are_not_folded(language_run):
+    many_findings(language_run, count=7)  # 24 in all
+    assert "Further numbers" not in written(language_run)
+    many_findings(language_run, audits=("paraphrase",), count=1)
+    assert "Further numbers" in written(language_run)
+
+
+def test_a_muse_audit_draws_its_radar_with_a_table(language_run, page_of):
+    findings = read_json(language_run / "findings.json")
+    base = [f for f in findings if f["metric"] == "truth_ratio"]
+    more = [
+        {**f, "audit": "muse", "metric": metric, "record_set": record_set}
+        for metric, record_set in (
+            ("verbatim", "forget"), ("knowledge", "forget"), ("utility", "retain"),
+        )
+        for f in base
+    ]  # fmt: skip
+    write_json(language_run / "findings.json", findings + more)
+    text = written(language_run)
+    assert text.count("<svg") == text.count("Table behind this chart") == 6
+    words = " ".join(" ".join(page_of(text).text).split())
+    assert "The outermost ring, 1, is what the retrained models reach" in words
+    assert "No privacy leakage not measured" in words
+
+
+def test_without_held_out_records_there_is_no_roc_curve(language_run, write_scores):
+    assert "The loss attack" in written(language_run)
+    for path in (language_run / "scores").iterdir():
+        write_scores(path, [({"record_set": "forget"}, [("a", 1, 1.0, [0])])])
+    assert "The loss attack" not in written(language_run)
 
 
 def test_the_summary_of_a_language_model_in_ten_lines(language_run):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from expunge.audit.evidence import Subject
-from expunge.audit.generation import generate_answers
+from expunge.audit.generation import Asked, answer_together
 from expunge.audit.measures import measures, texts_of
 from expunge.audit.readings import Reading
 from expunge.audit.score_table import read_scores, write_scores
@@ -27,7 +27,6 @@ from expunge.core.digest import digest_json
 from expunge.core.errors import IntegrityError
 from expunge.core.finding import Subject as Role
 from expunge.core.progress import Progress
-from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
@@ -139,8 +138,12 @@ class _Pass:
         total = sum(len(see(task, self.scene, r)[1]) for group, _ in left for r in group)
         with self.run.progress(title, total) as bar:
             made = [(group, path, self._scored(model, task, group, bar)) for group, path in left]
+        answers = self._answers(model, task, {r: s[r] for _, _, s in made for r in s})
         for group, path, scores in made:
-            whole = {r: self._measured(model, task, r, scores[r]) for r in group}
+            whole = {
+                reading: self._measured(model, task, reading, scores[reading], answers)
+                for reading in group
+            }
             found |= whole
             if path is not None:
                 write_scores(path, Subject("reference", self.digest, whole))
@@ -153,37 +156,40 @@ class _Pass:
         scores = score_together(model, parts, self.run, batch_size=self.batch_size, bar=bar)
         return dict(zip(group, scores, strict=True))
 
-    def _measured(self, model: nn.Module, task: Task, reading: Reading, scores: Scores) -> Scores:
+    def _answers(
+        self, model: nn.Module, task: Task, scores: Mapping[Reading, Scores]
+    ) -> dict[Reading, list[str]]:
+        """Write the answers of all readings that ask for some, together."""
+        asked = {
+            reading: Asked(*see(task, self.scene, reading), reading.max_new_tokens, own.leading_R)
+            for reading, own in scores.items()
+            if reading.max_new_tokens and len(own)
+        }
+        if not asked:
+            return {}
+        texts = answer_together(model, [*asked.values()], self.run, batch_size=self.batch_size)
+        return dict(zip(asked, texts, strict=True))
+
+    def _measured(
+        self,
+        model: nn.Module,
+        task: Task,
+        reading: Reading,
+        scores: Scores,
+        answers: Mapping[Reading, list[str]],
+    ) -> Scores:
         """Add what is measured beside the likelihoods."""
-        names = [*reading.measures]
-        if reading.max_new_tokens and not any(measures.get(name).of_text for name in names):
-            names.append("rouge_l")
-        if not names:
+        if not reading.measures:
             return scores
         seen, records = see(task, self.scene, reading)
         taken: dict[str, np.ndarray] = {}
-        answers = self._answers(model, seen, records, reading.max_new_tokens)
-        for name in names:
+        for name in reading.measures:
             info = measures.get(name)
             if info.of_text is not None:
-                taken[name] = info.of_text(answers, texts_of(seen, records))
+                taken[name] = info.of_text(answers.get(reading, []), texts_of(seen, records))
             elif info.of_model is not None:
                 taken[name] = info.of_model(model, seen, records, self.run)
         return dataclasses.replace(scores, measured=taken)
-
-    def _answers(
-        self, model: nn.Module, task: Task, records: Records, max_new_tokens: int
-    ) -> list[str]:
-        if not max_new_tokens or not len(records):
-            return []
-        return generate_answers(
-            model,
-            task,
-            records,
-            self.run,
-            max_new_tokens=max_new_tokens,
-            batch_size=self.batch_size,
-        )
 
     def _place(self, group: Sequence[Reading]) -> Path | None:
         """Return the file that keeps the scores of readings that are scored together."""

@@ -147,9 +147,8 @@ def _training_records(scene: Scene, share: float) -> tuple[Records, Records]:
     others = sample_ids(retain.ids, count, scene.seed, "probe-retain")
     true, wrong = [], []
     for part in (forget.select(seen), retain.select(others)):
-        if len(part):
-            wrong.append(with_wrong_answers(part, np.zeros(len(part), dtype=bool), scene.seed))
-            true.append(part.select(wrong[-1].ids))
+        wrong.append(with_wrong_answers(part, np.zeros(len(part), dtype=bool), scene.seed))
+        true.append(part.select(wrong[-1].ids))
     return concatenate(true), concatenate(wrong)
 
 

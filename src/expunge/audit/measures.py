@@ -113,6 +113,5 @@ def _rouge(answers: Sequence[str], truths: Sequence[str], *, stem: bool) -> list
 
     scorer = RougeScorer(["rougeL"], use_stemmer=stem)
     return [
-        scorer.score(truth, answer)["rougeL"]
-        for answer, truth in zip(answers, truths, strict=True)
+        scorer.score(truth, answer)["rougeL"] for answer, truth in zip(answers, truths, strict=True)
     ]

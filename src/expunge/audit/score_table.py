@@ -39,8 +39,8 @@ def to_table(subject: Subject) -> pa.Table:
     """Return one row per reading and record.
 
     Columns: ``record_set``, ``view``, ``id``, ``n`` (targets), ``nll`` (nats, summed),
-    ``measured`` (one number per measure, named in the metadata), and the lists ``logprob``, ``rank``, ``mean``, ``variance``
-    with one value per target.
+    ``measured`` (one number per measure, named in the metadata), and the lists ``logprob``,
+    ``rank``, ``mean``, ``variance`` with one value per target.
     """
     parts = [_rows(reading, scores) for reading, scores in subject.scores.items()]
     facts = {

@@ -19,11 +19,12 @@ from expunge.core.errors import NumericalError, listing
 from expunge.core.progress import Progress
 from expunge.core.records import Records
 from expunge.core.run import Run
-from expunge.engine.decoding import Encoded, batches_of, keeps_cache
+from expunge.engine.decoding import Encoded, apart, by_length, keeps_cache
 from expunge.engine.modes import evaluating
 from expunge.engine.task import Batch, Predictions, Task
 
 _LOWEST = -1e4  # stands for log 0, so that 0 log 0 is 0
+_PIECE = 2**18  # numbers that a processor's cache holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +91,15 @@ class Scores:
         """Whether no symbol is more likely than the target."""
         return self.rank_N == 0
 
+    @property
+    def leading_R(self) -> np.ndarray:
+        """How many targets of each record, from the first on, the model would choose by itself."""
+        hits_N = self.greedy_N
+        misses = np.append(np.flatnonzero(~hits_N), len(hits_N))
+        first_miss_R = misses[np.searchsorted(misses, self.offsets[:-1])]
+        leading_R: np.ndarray = np.minimum(first_miss_R, self.offsets[1:]) - self.offsets[:-1]
+        return leading_R
+
     def rows(self, ids: tuple[str, ...]) -> np.ndarray:
         """Return the row numbers of these ids, in this order."""
         place = {record_id: row for row, record_id in enumerate(self.ids)}
@@ -107,10 +117,13 @@ class Tokenised(Protocol):
     def encoded(self, records: Records) -> list[Encoded]:
         """Return tokens and the index of the first answer token of every record."""
 
-    def batch_of(
-        self, ids: tuple[str, ...], encoded: Sequence[Encoded], *, shared: bool = False
-    ) -> Batch:
-        """Return a batch; ``shared`` reads each distinct prompt once."""
+    def batch_of(self, ids: tuple[str, ...], encoded: Sequence[Encoded]) -> Batch:
+        """Return a batch."""
+
+    def predict_shared(
+        self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int
+    ) -> Iterator[tuple[list[int], Predictions]]:
+        """Yield predictions of answers, each distinct prompt being read once."""
 
 
 def score(
@@ -168,19 +181,16 @@ def score_together(
         Interrupted: Cancelled, or the budget is spent.
     """
     sizes = [len(records) for _, records in parts]
-    owners = np.repeat(np.arange(len(parts)), sizes)
-    rows = np.concatenate([np.arange(size) for size in sizes])
     counts = [n for task, records in parts for n in task.num_targets(records)]
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     values = np.empty((4, offsets[-1]), dtype=np.float32)
     model.to(run.device)
     with evaluating(model):
-        for chosen, batch, task in _batches(model, parts, owners, rows, batch_size):
+        for chosen, predictions in _predictions(model, parts, run.device, batch_size):
             run.check()
             # Predictions come record by record, so their places are the records' runs of targets.
             places = np.concatenate([np.arange(offsets[r], offsets[r + 1]) for r in chosen])
-            described = _describe(task.predict(model, batch.to(run.device)))
-            values[:, places] = described.cpu().numpy()
+            values[:, places] = _describe(predictions).cpu().numpy()
             bar.advance(len(chosen))
     found, start = [], 0
     for (_, records), size in zip(parts, sizes, strict=True):
@@ -192,42 +202,59 @@ def score_together(
     return found
 
 
-def _batches(
-    model: nn.Module,
-    parts: Sequence[tuple[Task, Records]],
-    owners: np.ndarray,
-    rows: np.ndarray,
-    batch_size: int,
-) -> Iterator[tuple[list[int], Batch, Task]]:
-    """Yield numbers of records (over all parts), their batch, and the task that predicts it."""
+def _predictions(
+    model: nn.Module, parts: Sequence[tuple[Task, Records]], device: str, batch_size: int
+) -> Iterator[tuple[list[int], Predictions]]:
+    """Yield numbers of records (over all parts) and what the model says of them."""
     first = parts[0][0]
-    if isinstance(first, Tokenised):
-        encoded = [
-            record
-            for task, records in parts
-            for record in task.encoded(records)  # type: ignore[attr-defined]
-        ]
-        ids = [record_id for _, records in parts for record_id in records.ids]
-        for chosen, shared in batches_of(encoded, batch_size, share=keeps_cache(model)):
-            names = tuple(ids[row] for row in chosen)
-            batch = first.batch_of(names, [encoded[row] for row in chosen], shared=shared)
-            yield chosen, batch, first
+    if not isinstance(first, Tokenised):
+        start = 0
+        for task, records in parts:
+            lengths = task.lengths(records)
+            for rows in by_length(range(len(records)), lengths, batch_size):
+                batch = task.batch(records, rows).to(device)
+                yield [start + row for row in rows], task.predict(model, batch)
+            start += len(records)
         return
-    for part, (task, records) in enumerate(parts):
-        own = np.flatnonzero(owners == part)
-        order = own[np.argsort(task.lengths(records), kind="stable")]
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size].tolist()
-            yield chosen, task.batch(records, rows[chosen].tolist()), task
+    encoded = [
+        record
+        for task, records in parts
+        for record in task.encoded(records)  # type: ignore[attr-defined]
+    ]
+    ids = [record_id for _, records in parts for record_id in records.ids]
+    blocks, alone = apart(encoded, share=keeps_cache(model))
+    for block in blocks:
+        chosen = [encoded[row] for row in block]
+        for rows, predictions in first.predict_shared(model, chosen, batch_size):
+            yield [block[row] for row in rows], predictions
+    for rows in by_length(alone, [len(tokens) for tokens, _ in encoded], batch_size):
+        names = tuple(ids[row] for row in rows)
+        batch = first.batch_of(names, [encoded[row] for row in rows]).to(device)
+        yield rows, first.predict(model, batch)
 
 
 def _describe(predictions: Predictions) -> torch.Tensor:
-    """Return log-probability, rank, mean and variance of each target, shape (4, N)."""
-    logprobs_NV = torch.log_softmax(predictions.logits_NV.float(), dim=1)
-    target_N1 = logprobs_NV.gather(1, predictions.targets_N[:, None])
+    """Return log-probability, rank, mean and variance of each target, shape (4, N).
+
+    On a processor in pieces that stay in its cache: each number passes over all V columns.
+    """
+    logits_NV, targets_N = predictions.logits_NV, predictions.targets_N
+    size = (
+        max(1, _PIECE // logits_NV.shape[1]) if logits_NV.device.type == "cpu" else len(targets_N)
+    )
+    pieces = [
+        _describe_piece(logits_NV[at : at + size].float(), targets_N[at : at + size])
+        for at in range(0, len(targets_N), max(size, 1))
+    ]
+    return torch.cat(pieces, dim=1) if pieces else logits_NV.new_empty(4, 0)
+
+
+def _describe_piece(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    logprobs_NV = torch.log_softmax(logits_NV, dim=1)
+    target_N1 = logprobs_NV.gather(1, targets_N[:, None])
     rank_N = (logprobs_NV > target_N1).sum(1)
     probs_NV = logprobs_NV.exp()
-    logprobs_NV = logprobs_NV.clamp(min=_LOWEST)
-    mean_N = (probs_NV * logprobs_NV).sum(1)
-    variance_N = (probs_NV * (logprobs_NV - mean_N[:, None]) ** 2).sum(1)
+    logprobs_NV.clamp_(min=_LOWEST)
+    mean_N = torch.linalg.vecdot(probs_NV, logprobs_NV)
+    variance_N = torch.linalg.vecdot(probs_NV, logprobs_NV.sub_(mean_N[:, None]).square_())
     return torch.stack([target_N1[:, 0], rank_N.float(), mean_N, variance_N])

@@ -64,7 +64,8 @@ def _reads(config: TofuConfig, dataset: Dataset) -> Iterator[Reading]:
         records = dataset.records("train" if name in ("forget", "retain") else name)
         plain = _plain(config, name)
         tokens = config.max_new_tokens if "answer" in records else 0
-        yield dataclasses.replace(plain, max_new_tokens=tokens)
+        measures = ("rouge_l",) if tokens else ()
+        yield dataclasses.replace(plain, max_new_tokens=tokens, measures=measures)
         if "paraphrased_answer" in records:
             yield dataclasses.replace(plain, view=PARAPHRASE)
         for place in range(num_perturbed(records)):

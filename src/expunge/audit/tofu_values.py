@@ -12,7 +12,7 @@ import numpy as np
 
 from expunge.audit import tofu_metrics as metrics
 from expunge.audit.evidence import Subject
-from expunge.audit.readings import PARAPHRASE, Reading
+from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading
 from expunge.audit.scores import Scores
 from expunge.audit.stats import bootstrap_means, harmonic_mean
 from expunge.core.sets import ROLES
@@ -62,7 +62,8 @@ def answer_losses(
     others = {
         reading.view: _aligned(truth, scores)
         for reading, scores in subject.scores.items()
-        if reading != plain and dataclasses.replace(reading, view=plain.view) == plain
+        if reading.view.startswith((PARAPHRASE, PERTURBED))
+        and dataclasses.replace(reading, view=plain.view) == plain
     }
     true_R = others.pop(PARAPHRASE, np.full(len(truth), np.nan))
     if not paraphrased or np.isnan(true_R).all():

@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAST_SHARED = 4
 """Prompts shorter than this are not worth a pass of their own."""
+PROMPTS = 64
+"""Prompts whose keys and values are held at once."""
+AT_ONCE = 16
+"""Prompts that are read in one forward pass."""
+TOKENS = 2048
+"""Tokens of one forward pass over answers: enough to keep a processor busy."""
 
 Encoded = tuple[list[int], int]
 """Tokens of a record, and the index of its first answer token."""
@@ -38,78 +45,134 @@ def keeps_cache(model: nn.Module) -> bool:
     )
 
 
-def batches_of(
-    encoded: Sequence[Encoded], batch_size: int, *, share: bool
-) -> list[tuple[list[int], bool]]:
-    """Divide records among batches of similar length.
+def apart(encoded: Sequence[Encoded], *, share: bool) -> tuple[list[list[int]], list[int]]:
+    """Divide records into blocks whose prompts are read once, and the rest.
 
     Args:
         encoded: Tokens of the records.
-        batch_size: Most records of a batch.
-        share: Put records with the same prompt together, so that it is read once.
+        share: Whether the model allows it.
 
     Returns:
-        Row numbers of each batch, and whether its prompts are shared.
+        Rows of each block, whose prompts have similar lengths; and rows that share no prompt.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     if share:
         for row, (tokens, start) in enumerate(encoded):
-            groups.setdefault(tuple(tokens[: start - 1]), []).append(row)
+            groups.setdefault(tuple(tokens[:start]), []).append(row)
     shared = sorted(
-        (rows for prompt, rows in groups.items() if len(rows) > 1 and len(prompt) >= LEAST_SHARED),
-        key=lambda rows: (encoded[rows[0]][1], max(len(encoded[r][0]) for r in rows), rows),
+        (rows for prompt, rows in groups.items() if len(rows) > 1 and len(prompt) > LEAST_SHARED),
+        key=lambda rows: (encoded[rows[0]][1], rows),
     )
-    together = {row for rows in shared for row in rows}
-    alone = sorted(
-        (row for row in range(len(encoded)) if row not in together),
-        key=lambda row: (len(encoded[row][0]), row),
-    )
-    plain = [alone[at : at + batch_size] for at in range(0, len(alone), batch_size)]
-    return [*((rows, False) for rows in plain), *((r, True) for r in _packed(shared, batch_size))]
+    blocks = [
+        [row for group in shared[at : at + PROMPTS] for row in group]
+        for at in range(0, len(shared), PROMPTS)
+    ]
+    together = {row for rows in blocks for row in rows}
+    return blocks, [row for row in range(len(encoded)) if row not in together]
 
 
-def _packed(groups: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Fill batches with whole groups; a group larger than a batch is cut."""
-    packed: list[list[int]] = []
-    for group in groups:
-        for at in range(0, len(group), batch_size):
-            part = group[at : at + batch_size]
-            if not packed or len(packed[-1]) + len(part) > batch_size:
-                packed.append([])
-            packed[-1] += part
-    return packed
-
-
-def shared_inputs(encoded: Sequence[Encoded], pad: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Return model inputs for records whose prompts are read once each.
-
-    A prompt's last token stays with the answer, since it predicts the first answer token.
+def by_length(
+    rows: Sequence[int], lengths: Sequence[int], batch_size: int, *, tokens: int = 0
+) -> list[list[int]]:
+    """Cut rows into batches of similar length.
 
     Args:
-        encoded: Tokens of the B records.
+        rows: Row numbers.
+        lengths: Length of every row.
+        batch_size: Most rows of a batch.
+        tokens: A batch may have more rows while its padded rows hold no more tokens than this.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: (lengths[row], row)):
+        if batches:
+            size = len(batches[-1]) + 1
+            if size <= batch_size or size * lengths[row] <= tokens:
+                batches[-1].append(row)
+                continue
+        batches.append([row])
+    return batches
+
+
+class Prompts:
+    """Keys and values of some prompts, each read once, in batches of similar length.
+
+    A prompt's last token is not read: it comes with what follows, as it predicts the next one.
+
+    Args:
+        model: A model that ``keeps_cache``; no logits should be made of its output.
+        prompts: Token ids, two at least each; all distinct.
+        pad: Padding token; masked out.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self._device = next(model.parameters()).device
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        self.seen_PT, order = torch.zeros(len(prompts), max(lengths), dtype=torch.long), []
+        pasts = []
+        for rows in by_length(range(len(prompts)), lengths, AT_ONCE):
+            ids_BT, seen_BT = padded([prompts[row][:-1] for row in rows], pad)
+            self.seen_PT[rows, : seen_BT.shape[1]] = seen_BT
+            inputs = {"input_ids": ids_BT, "attention_mask": seen_BT}
+            moved = {name: value.to(self._device) for name, value in inputs.items()}
+            pasts.append(model(**moved, use_cache=True).past_key_values)
+            order += rows
+        back = torch.tensor(order).argsort().to(self._device)
+        self._layers = [
+            tuple(_stacked([getattr(p.layers[i], part) for p in pasts], back) for part in _PARTS)
+            for i in range(len(pasts[0].layers))
+        ]
+
+    def past(self, owner_B: Tensor) -> Any:
+        """Return the cache of B rows.
+
+        Args:
+            owner_B: Number of each row's prompt.
+        """
+        from transformers import DynamicCache
+
+        rows = DynamicCache()
+        chosen_B = owner_B.to(self._device)
+        for index, (keys, values) in enumerate(self._layers):
+            rows.update(keys[chosen_B], values[chosen_B], index)
+        return rows
+
+
+_PARTS = ("keys", "values")
+
+
+def _stacked(parts: Sequence[Tensor], order: Tensor) -> Tensor:
+    """Return (B, heads, T, D) tensors below each other, padded to one length, in another order."""
+    longest = max(part.shape[2] for part in parts)
+    widened = [F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts]
+    return torch.cat(widened)[order]
+
+
+def answer_inputs(
+    prompts: Prompts, owners: Sequence[int], encoded: Sequence[Encoded], pad: int
+) -> tuple[dict[str, Any], Tensor]:
+    """Return model inputs for answers to prompts that were read.
+
+    Args:
+        prompts: The prompts.
+        owners: Number of each record's prompt.
+        encoded: B records.
         pad: Padding token; masked out.
 
     Returns:
-        Inputs for ``run_shared``, and the mask (B, T) of positions that predict answer tokens.
+        Inputs, and the mask (B, T) of positions that predict answer tokens.
     """
-    prompts = list(dict.fromkeys(tuple(tokens[: start - 1]) for tokens, start in encoded))
-    place = {prompt: index for index, prompt in enumerate(prompts)}
-    owner_B = torch.tensor([place[tuple(tokens[: start - 1])] for tokens, start in encoded])
-    prefix_PT, prefix_seen_PT = padded(prompts, pad)
+    owner_B = torch.tensor(owners)
     suffixes = [tokens[start - 1 :] for tokens, start in encoded]
     ids_BT, seen_BT = padded(suffixes, pad)
     lengths_B = torch.tensor([start - 1 for _, start in encoded])
-    positions_BT = lengths_B[:, None] + torch.arange(ids_BT.shape[1])
     predicts_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     for row, suffix in enumerate(suffixes):
         predicts_BT[row, : len(suffix) - 1] = True
     return {
         "input_ids": ids_BT,
-        "attention_mask": torch.cat([prefix_seen_PT[owner_B], seen_BT], dim=1),
-        "position_ids": positions_BT,
-        "prefix_ids": prefix_PT,
-        "prefix_mask": prefix_seen_PT,
-        "prefix_of": owner_B,
+        "attention_mask": torch.cat([prompts.seen_PT[owner_B], seen_BT], dim=1),
+        "position_ids": lengths_B[:, None] + torch.arange(ids_BT.shape[1]),
+        "past_key_values": prompts.past(owner_B),
     }, predicts_BT
 
 
@@ -125,81 +188,69 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tu
     return ids_BT, seen_BT
 
 
-def past_of(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
-    """Read the prompts of ``shared_inputs`` and return their cache, one row for each record.
-
-    The inputs that the prompts needed are taken out; no logits should be made of them.
-    """
-    ids_PT, seen_PT = inputs.pop("prefix_ids"), inputs.pop("prefix_mask")
-    past = model(input_ids=ids_PT, attention_mask=seen_PT, use_cache=True).past_key_values
-    past.batch_select_indices(inputs.pop("prefix_of"))
-    return past
-
-
 @torch.no_grad()
 def greedy(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: Sequence[int],
     end: int,
     pad: int,
 ) -> list[list[int]]:
     """Return the greedy continuation of every prompt, without the end-of-text token.
 
-    What all prompts begin with is read once. A row leaves the batch when its answer ends.
+    A row leaves the batch when its answer ends.
 
     Args:
         model: A model that ``keeps_cache``.
         prompts: Token ids; at least one each.
-        max_new_tokens: Longest continuation.
+        max_new_tokens: Longest continuation of each, at least 1.
         end: End-of-text token.
         pad: Padding token; masked out.
     """
     device = next(model.parameters()).device
-    common = _common(prompts)
-    past, before = None, 0
-    if len(prompts) > 1 and common >= LEAST_SHARED:
-        first = torch.tensor([list(prompts[0][:common])], device=device)
-        past = model(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values
-        past.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
-        before = common
-    ids_BT, own_BT = padded([prompt[before:] for prompt in prompts], pad, left=True)
-    ids_BT = ids_BT.to(device)
-    seen_BT = torch.cat([torch.ones(len(prompts), before, dtype=torch.long), own_BT], dim=1)
-    seen_BT = seen_BT.to(device)
-    places_BT = (seen_BT.cumsum(1) - 1).clamp(min=0)[:, before:]
     written: list[list[int]] = [[] for _ in prompts]
+    past, seen_BT = _read(model, prompts, pad)
+    seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(prompts), 1)], dim=1).to(device)
+    next_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
+    place_B = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+    limit_B = torch.tensor(list(max_new_tokens), device=device)
     rows = torch.arange(len(prompts), device=device)
-    for _ in range(max_new_tokens):
+    for step in range(1, max(max_new_tokens) + 1):
         output = model(
-            input_ids=ids_BT,
+            input_ids=next_B[:, None],
             attention_mask=seen_BT,
-            position_ids=places_BT,
+            position_ids=place_B[:, None],
             past_key_values=past,
             use_cache=True,
-            logits_to_keep=1,
         )
         past, next_B = output.past_key_values, output.logits[:, -1].argmax(1)
         goes_on = next_B != end
         for row, token in zip(rows[goes_on].tolist(), next_B[goes_on].tolist(), strict=True):
             written[row].append(token)
+        goes_on &= limit_B[rows] > step
         if not bool(goes_on.any()):
             break
-        places_BT = places_BT[:, -1:] + 1
-        seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], dim=1)
-        ids_BT = next_B[:, None]
         if not bool(goes_on.all()):
             left = goes_on.nonzero()[:, 0]
             past.batch_select_indices(left)
-            rows, ids_BT = rows[left], ids_BT[left]
-            seen_BT, places_BT = seen_BT[left], places_BT[left]
+            rows, next_B = rows[left], next_B[left]
+            seen_BT, place_B = seen_BT[left], place_B[left]
+        place_B = place_B + 1
+        seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], dim=1)
     return written
 
 
-def _common(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all prompts share, leaving each one at least."""
-    shortest = min(len(prompt) for prompt in prompts) - 1
-    for place in range(shortest):
-        if any(prompt[place] != prompts[0][place] for prompt in prompts):
-            return place
-    return shortest
+def _read(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> tuple[Any, Tensor]:
+    """Read all but the last token of prompts; return the cache and which of it is real."""
+    if min(len(prompt) for prompt in prompts) < 2:
+        ids_BT, seen_BT = padded([prompt[:-1] or [pad] for prompt in prompts], pad)
+        seen_BT[[row for row, prompt in enumerate(prompts) if len(prompt) < 2]] = 0
+        device = next(model.parameters()).device
+        inputs = {"input_ids": ids_BT, "attention_mask": seen_BT}
+        moved = {name: value.to(device) for name, value in inputs.items()}
+        return model(**moved, use_cache=True).past_key_values, seen_BT
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    place = {prompt: row for row, prompt in enumerate(distinct)}
+    owner_B = torch.tensor([place[tuple(prompt)] for prompt in prompts])
+    read = Prompts(model, distinct, pad)
+    return read.past(owner_B), read.seen_PT[owner_B]

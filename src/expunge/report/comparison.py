@@ -28,6 +28,11 @@ class Comparison:
     parts: tuple[Finding, ...] = ()
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Audit, number and record set, which name it."""
+        return self.after.audit, self.after.metric, self.after.record_set
+
+    @property
     def label(self) -> str:
         """The number's title without what stands in parentheses."""
         return self.after.title.partition(" (")[0]
@@ -87,6 +92,18 @@ def by_record_set(compared: Sequence[Comparison]) -> dict[str, list[Comparison]]
     further = sorted(names - {*SET_ORDER, ""})
     order = [name for name in (*SET_ORDER, *further, "") if name in names]
     return {name: [one for one in compared if one.after.record_set == name] for name in order}
+
+
+def folded(
+    compared: Sequence[Comparison], shown: Sequence[Comparison]
+) -> dict[str, dict[str, list[Comparison]]]:
+    """Group the numbers that are not shown at once by audit, then by record set."""
+    known = {one.key for one in shown}
+    rest = [one for one in compared if one.key not in known]
+    audits = dict.fromkeys(one.after.audit for one in rest)
+    return {
+        audit: by_record_set([one for one in rest if one.after.audit == audit]) for audit in audits
+    }
 
 
 def remarks(compared: Iterable[Comparison]) -> dict[str, list[str]]:

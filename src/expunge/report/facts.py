@@ -17,6 +17,7 @@ from expunge.core.sets import Sets
 
 EXAMPLES = "examples.html"
 REPORT = "report.html"
+RECORDS = "records.html"
 
 T = TypeVar("T")
 

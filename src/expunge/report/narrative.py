@@ -10,6 +10,8 @@ from expunge.report.facts import Facts
 from expunge.report.wording import count, kind_words, number, set_words
 
 MAX_HEADLINES = 3
+MAX_UNFOLDED = 24
+"""Most numbers that a report shows without folding any."""
 FEW_RECORDS = 50
 
 # The numbers of each audit that a reader wants first; of any other audit it is the first number.
@@ -45,6 +47,24 @@ def headlines(compared: Sequence[Comparison]) -> list[Comparison]:
         for metric in wanted:
             chosen += [one for one in own if one.after.metric == metric][:1]
     return chosen[:MAX_HEADLINES]
+
+
+def unfolded(compared: Sequence[Comparison]) -> list[Comparison]:
+    """Return the numbers that a report shows at once: all of them, while they are few.
+
+    Of many it is those with a bound, those that compare an attack with the same attack on
+    retrained models (named ``excess`` and so on), and those that the summary tells.
+    """
+    if len(compared) <= MAX_UNFOLDED:
+        return list(compared)
+    told = {one.key for one in headlines(compared)}
+    return [
+        one
+        for one in compared
+        if one.after.threshold is not None
+        or one.after.metric.startswith("excess")
+        or one.key in told
+    ]
 
 
 def summary(facts: Facts, compared: Sequence[Comparison]) -> list[str]:

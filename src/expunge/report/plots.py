@@ -21,6 +21,11 @@ MAX_POINTS = 200
 NUM_BINS = 24
 LOWEST_LOSS = 1e-5
 
+# By role.
+MARKERS = {"before": "o", "after": "D", "reference": "s"}
+LABELS = {"before": "before", "after": "after", "reference": "retrained"}
+DASHES = {"before": "-", "after": "-", "reference": "--"}
+
 # Which two numbers span the forget-utility plane: utility to the right, forgetting upwards.
 _PLANES = (
     (("tofu", "model_utility", ""), ("tofu", "forget_quality_log10", "forget")),
@@ -28,9 +33,6 @@ _PLANES = (
     (("unlearning_gap", "ta", "test"), ("unlearning_gap", "ua", "forget")),
 )
 _NOT_TERMS = ("step", "lr", "grad_norm")
-_MARKERS = {"before": "o", "after": "D", "reference": "s"}
-_LABELS = {"before": "before", "after": "after", "reference": "retrained"}
-_DASHES = {"before": "-", "after": "-", "reference": "--"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,20 @@ class Curve:
 
     steps: np.ndarray
     values: np.ndarray
+
+
+def figure_of(width: float, height: float) -> Any:
+    """Return an empty figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def role_of(name: str) -> str:
+    """Return the role, and so the colour, of a model, a training loop or a loss term."""
+    if name.startswith("reference"):
+        return "reference"
+    return {"train": "before", "retain": "before", "before": "before"}.get(name, "after")
 
 
 def terms(history: History) -> dict[str, Curve]:
@@ -60,9 +76,9 @@ def loss_curves(histories: Mapping[str, History]) -> Markup | None:
     """
     forgetting = terms(histories["forget"]) if "forget" in histories else {}
     lines = [
-        [(name, _role(name), curve) for name, curve in forgetting.items()],
+        [(name, role_of(name), curve) for name, curve in forgetting.items()],
         [
-            (subject_words("before" if name == "train" else name), _role(name), curve)
+            (subject_words("before" if name == "train" else name), role_of(name), curve)
             for name, history in _training(histories)
             for curve in terms(history).values()
         ],
@@ -75,7 +91,7 @@ def loss_curves(histories: Mapping[str, History]) -> Markup | None:
     if not panels:
         return None
     with drawing("loss-curves"):
-        figure = _figure(8, 3)
+        figure = figure_of(8, 3)
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, drawn) in zip(grid, panels, strict=True):
             axes.set(title=title, xlabel="step", ylabel="loss")
@@ -87,7 +103,7 @@ def loss_curves(histories: Mapping[str, History]) -> Markup | None:
 
 def plane_numbers(compared: Sequence[Comparison]) -> tuple[Comparison, Comparison] | None:
     """Return the two numbers of the forget-utility plane, or ``None`` when no pair is complete."""
-    known = {(one.after.audit, one.after.metric, one.after.record_set): one for one in compared}
+    known = {one.key: one for one in compared}
     for right, up in _PLANES:
         if right in known and up in known:
             pair = known[right], known[up]
@@ -115,7 +131,7 @@ def forget_utility_plane(pair: tuple[Comparison, Comparison]) -> Markup:
     """Draw every model as a point: utility to the right, forgetting upwards."""
     points = plane_points(pair)
     with drawing("forget-utility"):
-        figure = _figure(8, 3.6)
+        figure = figure_of(8, 3.6)
         axes = figure.subplots()
         axes.set(xlabel=clean(pair[0].label), ylabel=clean(pair[1].label))
         axes.margins(0.15)
@@ -123,7 +139,7 @@ def forget_utility_plane(pair: tuple[Comparison, Comparison]) -> Markup:
         best, worst = max(x for *_, x, _ in points), min(x for *_, x, _ in points)
         room = best or 1.0  # a model that can do nothing has no utility at all
         axes.set_xlim(min(0.75 * best, worst) - 0.05 * room, 1.1 * room)
-        for role, marker in _MARKERS.items():
+        for role, marker in MARKERS.items():
             here = [(x, y) for of, _, x, y in points if of == role]
             if here:
                 axes.plot(
@@ -133,7 +149,7 @@ def forget_utility_plane(pair: tuple[Comparison, Comparison]) -> Markup:
                     fillstyle="none" if role == "reference" else "full",
                     markeredgewidth=1.8,
                     markersize=9,
-                    label=_LABELS[role],
+                    label=LABELS[role],
                 )
         axes.legend()
         return inline_svg(
@@ -165,9 +181,9 @@ def loss_distributions(losses: Losses, record_set: str, edges: np.ndarray) -> Ma
     pooled: dict[str, list[np.ndarray]] = {"before": [], "after": [], "reference": []}
     for subject, sets in losses.items():
         if record_set in sets:
-            pooled[_role(subject)].append(sets[record_set])
+            pooled[role_of(subject)].append(sets[record_set])
     with drawing("loss-distributions"):
-        figure = _figure(8, 3)
+        figure = figure_of(8, 3)
         axes = figure.subplots()
         axes.set(xscale="log", xlabel="loss per target (nats)", ylabel="share of records (%)")
         axes.set_xticks(edges[::4], [f"{edge:.2g}" for edge in edges[::4]])
@@ -179,9 +195,9 @@ def loss_distributions(losses: Losses, record_set: str, edges: np.ndarray) -> Ma
                     100 * counts / counts.sum(),
                     edges,
                     color=COLOURS[role],
-                    linestyle=_DASHES[role],
+                    linestyle=DASHES[role],
                     linewidth=1.8,
-                    label=_LABELS[role],
+                    label=LABELS[role],
                 )
         axes.legend()
         return inline_svg(
@@ -193,27 +209,15 @@ def _within(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.clip(values, edges[0], edges[-1])
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _training(histories: Mapping[str, History]) -> list[tuple[str, History]]:
     """Return the training loops, the original model's first."""
     named = [item for item in histories.items() if item[0] != "forget"]
     return sorted(named, key=lambda item: (item[0] != "train", item[0]))
 
 
-def _role(name: str) -> str:
-    if name.startswith("reference"):
-        return "reference"
-    return {"train": "before", "retain": "before", "before": "before"}.get(name, "after")
-
-
 def _line(axes: Any, curve: Curve, name: str, role: str) -> None:
     x, y = _thinned(curve.steps), _thinned(curve.values)
-    axes.plot(x, y, _DASHES[role], color=COLOURS[role], label=clean(name))
+    axes.plot(x, y, DASHES[role], color=COLOURS[role], label=clean(name))
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:

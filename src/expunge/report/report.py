@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from expunge.core.files import write_text
-from expunge.report import narrative, plots
-from expunge.report.comparison import Comparison, by_record_set, comparisons, overall
+from expunge.report import narrative
+from expunge.report.charts import charts
+from expunge.report.comparison import Comparison, by_record_set, comparisons, folded, overall
 from expunge.report.facts import EXAMPLES, REPORT, Facts, read_facts
-from expunge.report.losses import Losses, read_losses
+from expunge.report.losses import losses_of, read_scored
+from expunge.report.records import write_records
 from expunge.report.rendering import render, require_libraries
 from expunge.report.wording import count, duration, number, one_line
 
@@ -34,13 +34,15 @@ _SUMMARY = (
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` of a run folder from its files; the same files give the same bytes.
+    """Write ``report.html`` of a run folder and, beside it, the page of its records.
+
+    The same files give the same bytes.
 
     Args:
         folder: The run folder.
 
     Returns:
-        The page.
+        The report.
 
     Raises:
         ConfigError: A library that pages are made with is not installed.
@@ -49,8 +51,10 @@ def write_report(folder: Path) -> Path:
     """
     require_libraries()
     facts = read_facts(folder)
-    losses = read_losses(folder, facts.models)
+    scored = read_scored(folder, facts.models)
     compared = comparisons(facts.findings)
+    first = narrative.unfolded(compared)
+    records = write_records(folder, facts, scored)
     page = render(
         "report.html",
         facts=facts,
@@ -60,15 +64,15 @@ def write_report(folder: Path) -> Path:
         summary=narrative.summary(facts, compared),
         guard=narrative.guard_sentence(facts),
         limits=narrative.limits(facts, compared),
-        groups=by_record_set(compared),
+        groups=by_record_set(first),
+        folded=folded(compared, first),
         parts=_parts(facts, compared),
         recipe=_shortened(facts.recipe_text),
         forgotten=facts.sets.forget[:MAX_IDS],
         longest=max(facts.timing.values(), default=0.0),
         examples=EXAMPLES if facts.has_examples else None,
-        curves=_curves(facts),
-        plane=_plane(compared),
-        distributions=_distributions(losses),
+        records=records.name if records else None,
+        **charts(facts, compared, losses_of(scored)),
     )
     path = folder / REPORT
     write_text(path, page)
@@ -124,42 +128,6 @@ def _parts(facts: Facts, compared: list[Comparison]) -> dict[str, Any] | None:
     told = [one for one in compared if one.after.record_set == "forget"]
     names = [found.part for found in told[0].parts] if told else []
     return {"names": names, "rows": [(one, [f.value for f in one.parts]) for one in told]}
-
-
-def _curves(facts: Facts) -> dict[str, Any] | None:
-    drawn = plots.loss_curves(facts.histories)
-    if drawn is None:
-        return None
-    rows = [
-        (name, term, len(values), values[0], values[len(values) // 2], values[-1])
-        for name, history in facts.histories.items()
-        for term, values in ((t, curve.values) for t, curve in plots.terms(history).items())
-    ]
-    return {"svg": drawn, "rows": rows}
-
-
-def _plane(compared: list[Any]) -> dict[str, Any] | None:
-    pair = plots.plane_numbers(compared)
-    if pair is None:
-        return None
-    return {
-        "svg": plots.forget_utility_plane(pair),
-        "labels": [one.after.title for one in pair],
-        "points": [point[1:] for point in plots.plane_points(pair)],
-    }
-
-
-def _distributions(losses: Losses) -> dict[str, Any] | None:
-    edges = plots.loss_bins(losses, "forget")
-    if edges is None:
-        return None
-    rows = [
-        (record_set, subject, len(values), *np.quantile(values, [0.25, 0.5, 0.75]).tolist())
-        for record_set in dict.fromkeys(name for sets in losses.values() for name in sets)
-        for subject, sets in losses.items()
-        if len(values := sets.get(record_set, np.empty(0)))
-    ]
-    return {"svg": plots.loss_distributions(losses, "forget", edges), "rows": rows}
 
 
 def _shortened(text: str) -> str:

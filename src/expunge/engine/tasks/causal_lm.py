@@ -23,7 +23,16 @@ from expunge.core.digest import digest_json
 from expunge.core.errors import ConfigError, DataError, UnsupportedModelError, listing
 from expunge.core.records import Records
 from expunge.core.streams import stream
-from expunge.engine.decoding import Encoded, greedy, keeps_cache, padded, past_of, shared_inputs
+from expunge.engine.decoding import (
+    TOKENS,
+    Encoded,
+    Prompts,
+    answer_inputs,
+    by_length,
+    greedy,
+    keeps_cache,
+    padded,
+)
 from expunge.engine.device import forked_random
 from expunge.engine.task import Batch, Predictions, task
 
@@ -115,33 +124,57 @@ class CausalLM:
         """Return tokens and the index of the first answer token of every record."""
         return self._all(records)
 
-    def batch_of(
-        self, ids: tuple[str, ...], encoded: Sequence[Encoded], *, shared: bool = False
-    ) -> Batch:
+    def batch_of(self, ids: tuple[str, ...], encoded: Sequence[Encoded]) -> Batch:
         """Return a batch of records that are tokens already.
 
         Args:
             ids: Record ids.
             encoded: What ``encoded`` returned, of this task or one under another template.
-            shared: Read each distinct prompt once; for models that keep a cache.
         """
-        if shared:
-            inputs, positions_BT = shared_inputs(encoded, self._pad())
-        else:
-            ids_BT, seen_BT = padded([tokens for tokens, _ in encoded], self._pad())
-            inputs = {"input_ids": ids_BT, "attention_mask": seen_BT}
-            positions_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
-            for row, (tokens, start) in enumerate(encoded):
-                positions_BT[row, start - 1 : len(tokens) - 1] = True
-        symbols = [token for tokens, start in encoded for token in tokens[start:]]
-        counts = torch.tensor([len(tokens) - start for tokens, start in encoded])
+        ids_BT, seen_BT = padded([tokens for tokens, _ in encoded], self._pad())
+        positions_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+        for row, (tokens, start) in enumerate(encoded):
+            positions_BT[row, start - 1 : len(tokens) - 1] = True
+        targets_N, rows_N = _targets(encoded)
         return Batch(
             ids=ids,
-            inputs=inputs,
-            targets_N=torch.tensor(symbols, dtype=torch.long),
-            rows_N=torch.repeat_interleave(torch.arange(len(encoded)), counts),
+            inputs={"input_ids": ids_BT, "attention_mask": seen_BT},
+            targets_N=targets_N,
+            rows_N=rows_N,
             positions=positions_BT,
         )
+
+    @torch.no_grad()
+    def predict_shared(
+        self, model: nn.Module, encoded: Sequence[Encoded], batch_size: int
+    ) -> Iterator[tuple[list[int], Predictions]]:
+        """Read each distinct prompt of some records once, and yield predictions of the answers.
+
+        Args:
+            model: A model that keeps a cache (``engine.decoding.keeps_cache``).
+            encoded: The records.
+            batch_size: Answers per forward pass.
+
+        Yields:
+            Row numbers and their predictions, as ``predict`` returns them.
+        """
+        self._require_context(model, max(len(tokens) for tokens, _ in encoded))
+        device, pad = next(model.parameters()).device, self._pad()
+        distinct = list(dict.fromkeys(tuple(tokens[:start]) for tokens, start in encoded))
+        place = {prompt: row for row, prompt in enumerate(distinct)}
+        owners = [place[tuple(tokens[:start])] for tokens, start in encoded]
+        with _head_on(model, torch.zeros((), dtype=torch.bool)):
+            prompts = Prompts(model, distinct, pad)
+        answers = [len(tokens) - start for tokens, start in encoded]
+        room = min(TOKENS, batch_size * max(len(tokens) for tokens, _ in encoded))
+        for rows in by_length(range(len(encoded)), answers, min(8, batch_size), tokens=room):
+            chosen = [encoded[row] for row in rows]
+            inputs, positions_BT = answer_inputs(prompts, [owners[r] for r in rows], chosen, pad)
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+            targets_N, rows_N = (values.to(device) for values in _targets(chosen))
+            with _head_on(model, positions_BT.to(device)):
+                output = model(**moved, use_cache=True)
+            yield rows, Predictions(output.logits, targets_N, rows_N, len(rows))
 
     def num_targets(self, records: Records) -> list[int]:
         """Return the number of answer tokens of every record."""
@@ -154,23 +187,12 @@ class CausalLM:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Return next-token logits at the answer positions; see ``Task.predict``."""
         assert batch.positions is not None
-        longest = batch.inputs["attention_mask"].shape[1]
-        if longest > context_length(model):
-            raise DataError(
-                f"a record has {longest} tokens and the model reads {context_length(model)}; set "
-                f"template.max_length to at most {context_length(model)}"
-            )
-        inputs, extra = dict(batch.inputs), {}
-        if "prefix_ids" in inputs:
-            with _head_on(model, torch.zeros_like(inputs["prefix_ids"], dtype=torch.bool)):
-                past = past_of(model, inputs)
-            with _head_on(model, batch.positions):
-                output = model(**inputs, past_key_values=past, use_cache=True)
-            return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
+        self._require_context(model, batch.inputs["input_ids"].shape[1])
+        extra = {}
         if getattr(model, "reads_prompt", False):
             extra["prompt_mask"] = _prompt_mask(batch.positions, batch.inputs["attention_mask"])
         with _head_on(model, batch.positions):
-            output = model(**inputs, **extra, use_cache=False)
+            output = model(**batch.inputs, **extra, use_cache=False)
         return Predictions(output.logits, batch.targets_N, batch.rows_N, len(batch))
 
     def neutral(
@@ -248,6 +270,7 @@ class CausalLM:
         *,
         temperature: float = 0.0,
         seed: int = 0,
+        known: Sequence[int] | None = None,
     ) -> list[str]:
         """Return the answers to the prompts of the given rows: greedy, or drawn at a temperature.
 
@@ -258,22 +281,18 @@ class CausalLM:
             max_new_tokens: Longest answer in tokens.
             temperature: 0 for the greedy answers; what is drawn otherwise depends on the batch.
             seed: Seed of the draws.
+            known: How many tokens of each row's own answer are known to be what the model writes
+                first; a greedy answer goes on from there.
         """
         texts = self._texts(records, rows)
         self._encode(texts)
         prompts = [tokens[:start] for tokens, start in (self._encoded[text] for text in texts)]
         longest = max(map(len, prompts))
+        self._require_room(model, longest)
         max_new_tokens = min(max_new_tokens, context_length(model) - longest)
-        if max_new_tokens < 1:
-            raise DataError(
-                f"a prompt has {longest} tokens and the model reads {context_length(model)}; "
-                "shorten the prompts, or choose a model with a longer context"
-            )
         if temperature == 0 and keeps_cache(model):
-            found = greedy(
-                model, prompts, max_new_tokens, self.tokenizer.eos_token_id, self._pad()
-            )
-            return self._decoded(found)
+            encoded = [self._encoded[text] for text in texts]
+            return self.greedy(model, encoded, [max_new_tokens] * len(rows), known)
         from transformers import GenerationConfig
 
         ids_BT, seen_BT = padded(prompts, self._pad(), left=True)
@@ -296,6 +315,64 @@ class CausalLM:
                 generation_config=settings,
             )
         return self._decoded(output_BT[:, longest:])
+
+    def greedy(
+        self,
+        model: nn.Module,
+        encoded: Sequence[Encoded],
+        max_new_tokens: Sequence[int],
+        known: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Return greedy answers; what is known of them is read with the prompt, not written.
+
+        Args:
+            model: A model that keeps a cache (``engine.decoding.keeps_cache``).
+            encoded: The records.
+            max_new_tokens: Longest answer of each, in tokens.
+            known: See ``generate``.
+
+        Raises:
+            DataError: A prompt leaves no room for an answer.
+        """
+        end, room = self.tokenizer.eos_token_id, context_length(model)
+        self._require_room(model, max(start for _, start in encoded))
+        limits = [
+            min(longest, room - start)
+            for longest, (_, start) in zip(max_new_tokens, encoded, strict=True)
+        ]
+        written = [
+            tokens[start : start + min(count, limit)]
+            for (tokens, start), count, limit in zip(
+                encoded, known or [0] * len(encoded), limits, strict=True
+            )
+        ]
+        left = [
+            row
+            for row, given in enumerate(written)
+            if len(given) < limits[row] and (not given or given[-1] != end)
+        ]
+        if left:
+            prompts = [encoded[r][0][: encoded[r][1] + len(written[r])] for r in left]
+            rest = [limits[r] - len(written[r]) for r in left]
+            with _head_on(model, torch.ones((), dtype=torch.bool)):
+                found = greedy(model, prompts, rest, end, self._pad())
+            for row, more in zip(left, found, strict=True):
+                written[row] = written[row] + more
+        return self._decoded([[token for token in given if token != end] for given in written])
+
+    def _require_room(self, model: nn.Module, longest: int) -> None:
+        if longest >= context_length(model):
+            raise DataError(
+                f"a prompt has {longest} tokens and the model reads {context_length(model)}; "
+                "shorten the prompts, or choose a model with a longer context"
+            )
+
+    def _require_context(self, model: nn.Module, longest: int) -> None:
+        if longest > context_length(model):
+            raise DataError(
+                f"a record has {longest} tokens and the model reads {context_length(model)}; set "
+                f"template.max_length to at most {context_length(model)}"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """Return kind, template, and the tokenizer's digest."""
@@ -391,6 +468,14 @@ class CausalLM:
         return tokens
 
 
+def _targets(encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Return the answer tokens of records, and which record each belongs to."""
+    symbols = [token for tokens, start in encoded for token in tokens[start:]]
+    counts = torch.tensor([len(tokens) - start for tokens, start in encoded])
+    rows_N = torch.repeat_interleave(torch.arange(len(encoded)), counts)
+    return torch.tensor(symbols, dtype=torch.long), rows_N
+
+
 def context_length(model: nn.Module) -> int:
     """Return the longest input that a model's positions allow."""
     length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
@@ -410,13 +495,16 @@ def _prompt_mask(positions_BT: Tensor, seen_BT: Tensor) -> Tensor:
 
 @contextmanager
 def _head_on(model: nn.Module, positions_BT: Tensor) -> Iterator[None]:
-    """Apply the output head to the given positions only, so that no logits of prompts exist.
+    """Apply the output head to the given positions only; a scalar means the last one, or none.
 
     A composite has a head for each of its parts.
     """
 
     def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions_BT],)
+        hidden = args[0]
+        if positions_BT.ndim:
+            return (hidden[positions_BT],)
+        return (hidden[:, -1:] if bool(positions_BT) else hidden.flatten(0, 1)[:0],)
 
     handles = [head.register_forward_pre_hook(keep) for head in _heads(model)]
     try:

@@ -1,0 +1,422 @@
+"""Relearning: how fast a little training brings back what was to be forgotten.
+
+Shape legend: K points of a learning curve, R records, S resamples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from expunge.audit.audit import audit
+from expunge.audit.evidence import Evidence, Measurement, Subject
+from expunge.audit.learning_curve import Curve, mean_score, steps_ratio
+from expunge.audit.readings import Reading
+from expunge.audit.recovery import (
+    Attack,
+    By,
+    Trial,
+    attacked_scores,
+    interval_of,
+    readings_by,
+    record_scores,
+    recovery_findings,
+)
+from expunge.audit.stats import bootstrap_means
+from expunge.audit.treatments import NOT_BEFORE, NotApplicable, attacked_ids, treatment
+from expunge.audit.views import Scene
+from expunge.core.config import config
+from expunge.core.digest import digest_json
+from expunge.core.errors import ConfigError, NumericalError
+from expunge.core.files import remove_tree
+from expunge.core.finding import Finding
+from expunge.core.records import Records
+from expunge.core.run import Run
+from expunge.core.streams import stream, stream_seed
+from expunge.data.dataset import Dataset
+from expunge.engine.loop import Stream, fit
+from expunge.engine.schedule import Schedule
+from expunge.engine.task import Task
+from expunge.engine.weights import state_digest
+from expunge.train.supervised import likelihood
+
+LR = 1e-4
+BATCH = 8
+_SLOWER = (1, 3, 10)  # divisors of the learning rate, tried before an attack counts as failed
+_FORGET = Reading("forget")
+
+
+@config
+class RelearnConfig:
+    """Settings of the relearning audit."""
+
+    steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5, 20, 50)
+    """Optimiser steps after which the model is scored."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the forget records that the attack learns; the others are scored."""
+    draws: Annotated[int, Field(ge=1)] = 1
+    """How often the attack is run with other records; scores are averaged."""
+    lr: Annotated[float, Field(gt=0)] = LR
+    """Learning rate (AdamW, batches of 8); a third and a tenth of it follow if the loss is lost."""
+    splits: Annotated[int, Field(ge=2)] | None = None
+    """Parts of the forget set, each scored after learning all others; left out when absent."""
+    split_steps: Annotated[int, Field(ge=1)] = 50
+    """Optimiser steps of leave-one-part-out."""
+    benign: tuple[str, ...] = ("retain", "holdout")
+    """Record sets without anything to forget to train on; those that the data lack are left out."""
+    benign_steps: Annotated[int, Field(ge=1)] = 50
+    """Optimiser steps on each of them."""
+    by: By = "probability"
+    """Score of a record: ``probability``, ``exact`` or ``knowledge``."""
+    max_excess: float | None = None
+    """Largest recovery beyond retraining that passes, of each family; no verdict when absent."""
+    min_steps_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Smallest passing share of a retrained model's steps to one half; no verdict when absent."""
+
+
+def seen_ids(ids: tuple[str, ...], share: float, seed: int, draw: int = 0) -> tuple[str, ...]:
+    """Return the records that the attack learns in one draw.
+
+    Args:
+        ids: Ids of the forget set.
+        share: Share of them.
+        seed: The run's seed.
+        draw: Number of the draw, from 0; the first is that of every other attack.
+    """
+    return attacked_ids(ids, share, stream_seed(seed, "draw", draw) if draw else seed)
+
+
+def split_ids(ids: tuple[str, ...], splits: int, seed: int) -> list[tuple[str, ...]]:
+    """Return equal parts of the forget set, each id in one of them.
+
+    Args:
+        ids: Ids of the forget set.
+        splits: How many parts.
+        seed: The run's seed.
+    """
+    order = stream(seed, "splits").permutation(len(ids))
+    return [tuple(ids[row] for row in np.sort(part)) for part in np.array_split(order, splits)]
+
+
+@treatment("relearn", roles=NOT_BEFORE)
+def relearn_some(
+    model: nn.Module, task: Task, scene: Scene, parameters: str, run: Run
+) -> tuple[nn.Module, Task]:
+    """Fine-tune on a share of the forget records.
+
+    Args:
+        model: Every weight may move.
+        task: How to run it.
+        scene: The data.
+        parameters: Steps, share and, where they differ from the defaults, learning rate and draw.
+        run: Context.
+
+    Raises:
+        NotApplicable: There is no record to learn and one to score, the model is a composite, or
+            the attack diverged.
+    """
+    steps, share, *rest = parameters.split(":")
+    lr = float(rest[0]) if rest else LR
+    draw = int(rest[1]) if len(rest) > 1 else 0
+    forget = scene.records("forget")
+    _require(len(forget) > 1, "one forget record cannot be learned and scored by another")
+    seen = seen_ids(forget.ids, float(share), scene.seed, draw)
+    return _attacked(model, task, forget.select(seen), int(steps), lr, draw, run), task
+
+
+@treatment("relearn_split", roles=NOT_BEFORE)
+def relearn_others(
+    model: nn.Module, task: Task, scene: Scene, parameters: str, run: Run
+) -> tuple[nn.Module, Task]:
+    """Fine-tune on all parts of the forget set but one.
+
+    Args:
+        model: Every weight may move.
+        task: How to run it.
+        scene: The data.
+        parameters: Steps, number of parts, number of the part that is left out, learning rate.
+        run: Context.
+
+    Raises:
+        NotApplicable: There are fewer records than parts, the model is a composite, or the attack
+            diverged.
+    """
+    steps, splits, left_out, *rest = parameters.split(":")
+    forget = scene.records("forget")
+    _require(len(forget) >= int(splits), f"the forget set has fewer than {splits} records")
+    parts = split_ids(forget.ids, int(splits), scene.seed)
+    seen = [i for number, part in enumerate(parts) if number != int(left_out) for i in part]
+    lr = float(rest[0]) if rest else LR
+    return _attacked(model, task, forget.select(seen), int(steps), lr, 0, run), task
+
+
+@treatment("benign", roles=NOT_BEFORE)
+def train_on_benign(
+    model: nn.Module, task: Task, scene: Scene, parameters: str, run: Run
+) -> tuple[nn.Module, Task]:
+    """Fine-tune on records that have nothing to do with the forget set.
+
+    Args:
+        model: Every weight may move.
+        task: How to run it.
+        scene: The data.
+        parameters: Record set, steps and, where it differs from the default, the learning rate.
+        run: Context.
+
+    Raises:
+        NotApplicable: There are no such records, the model is a composite, or the attack diverged.
+    """
+    name, steps, *rest = parameters.split(":")
+    records = scene.records(name)
+    _require(len(records) > 0, f"there are no {name} records")
+    lr = float(rest[0]) if rest else LR
+    return _attacked(model, task, records, int(steps), lr, 0, run), task
+
+
+def _reads(config: RelearnConfig, dataset: Dataset) -> Iterator[Reading]:
+    yield from readings_by(_FORGET, config.by, dataset)
+    specs = [*_relearned(config), *_split(config), *_benign(config, dataset)]
+    for spec in specs:
+        yield from readings_by(dataclasses.replace(_FORGET, treatment=spec), config.by, dataset)
+
+
+@audit(
+    "relearn",
+    kinds={"causal_lm", "classifier"},
+    reads=_reads,
+    source="Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), S1 to S3",
+)
+def relearn(evidence: Evidence, config: RelearnConfig, run: Run) -> list[Finding]:
+    """Does a little training bring the forgotten records back?
+
+    Three attacks by someone who has the weights, each a fine-tuning of all of them (AdamW, batches
+    of 8) with the training loop that Expunge itself uses:
+
+    - ``steps``: on a share of the forget records, for a grid of steps; the others are scored.
+    - ``splits``: on all parts of the forget set but one, which is scored (off by default).
+    - ``benign``: on records that hold nothing to forget; the whole forget set is scored.
+
+    For each: the score of unseen records after it, the recovery (how much of what unlearning took
+    came back) and the excess over the recovery of the retrained references under the same attack.
+    The excess of the strongest attack of each family is the headline; a bound judges it. For the
+    grid also the number of steps to a score of one half, between the points of the grid in a
+    straight line, its ratio to that of the references, and the mean score over the curve.
+
+    What it does not show: that no stronger attack would succeed. More steps, another learning rate
+    or more records may recover more; set them and look at the whole grid. Where the records of the
+    forget set resemble each other, such as those of one class, learning some teaches the others:
+    then the ratio of steps is the fair number. Composites are attacked part by part.
+
+    Cost: one fine-tuning and one scoring of the forget set per attack, for the model after
+    unlearning and for each reference; disk for one checkpoint.
+
+    Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025); leave-one-out
+        parts after RTT (Deeb and Roger, 2024).
+    """
+    ids = evidence.after.scores[_FORGET].ids
+    grid = [
+        _attack(f"steps_{steps}", f"{steps} steps on forget records", trials)
+        for steps, trials in _grid_trials(config, ids, run.seed).items()
+    ]
+    findings = recovery_findings(evidence, config, run, grid)
+    findings += _curve_findings(evidence, config, run, grid)
+    if config.splits is not None:
+        parts = split_ids(ids, config.splits, run.seed)
+        seen = [frozenset(ids) - set(part) for part in parts]
+        trials = list(zip(_split(config), seen, strict=True))
+        title = f"{config.split_steps} steps on the other parts of {config.splits}"
+        attacks = [_attack(f"splits_{config.splits}", title, trials)]
+        findings += recovery_findings(evidence, config, run, attacks, family="splits")
+    known = {reading.treatment for one in evidence for reading in (*one.scores, *one.absent)}
+    benign = [
+        _attack(f"benign_{name}", f"{config.benign_steps} steps on {name} records", [(spec, ())])
+        for name, spec in zip(config.benign, _specs(config), strict=True)
+        if spec in known
+    ]
+    if benign:
+        findings += recovery_findings(evidence, config, run, benign, family="benign")
+    return findings
+
+
+def _curve_findings(
+    evidence: Evidence, config: RelearnConfig, run: Run, grid: Sequence[Attack]
+) -> list[Finding]:
+    curves = {subject: _curve(subject, config, run, grid) for subject in evidence}
+
+    def missing(subject: Subject) -> Measurement:
+        readings = [trial.reading for attack in grid for trial in attack.trials]
+        why = next((subject.absent[r] for r in readings if r in subject.absent), "")
+        why = why or f"the {subject.role} model does not undergo it"
+        return Measurement(None, 0, note=why, verdict="not_applicable")
+
+    def steps(subject: Subject) -> Measurement:
+        curve = curves[subject]
+        if curve is None:
+            return missing(subject)
+        value = curve.steps_to_half()
+        note = f"not reached in {curve.steps_K[-1]} steps" if value is None else ""
+        return Measurement(value, curve.n, note=note)
+
+    def area(subject: Subject) -> Measurement:
+        curve = curves[subject]
+        if curve is None:
+            return missing(subject)
+        draws = np.array([mean_score(curve.steps_K, scores_K) for scores_K in curve.draws_SK])
+        value = mean_score(curve.steps_K, curve.scores_K)
+        return Measurement(value, curve.n, interval_of(draws))
+
+    def ratio(subject: Subject) -> Measurement:
+        curve = curves[subject]
+        if curve is None:
+            return missing(subject)
+        found = [curves[other] for other in evidence.others(subject)]
+        others = [other for other in found if other is not None]
+        bound = config.min_steps_ratio if subject.role == "after" else None
+        return steps_ratio(curve, others, bound)
+
+    findings = evidence.compare(
+        "steps_to_half",
+        "Steps of relearning until unseen records score one half",
+        steps,
+        direction="reference",
+        record_set="forget",
+        unit="steps",
+    )
+    findings += evidence.compare(
+        "steps_ratio",
+        "Steps to one half, as a share of a retrained model's",
+        ratio,
+        direction="higher",
+        record_set="forget",
+        threshold=config.min_steps_ratio,
+        pairwise=True,
+    )
+    findings += evidence.compare(
+        "area",
+        "Mean score of unseen records along relearning",
+        area,
+        direction="reference",
+        record_set="forget",
+    )
+    return findings
+
+
+def _curve(
+    subject: Subject, config: RelearnConfig, run: Run, grid: Sequence[Attack]
+) -> Curve | None:
+    readings = [trial.reading for attack in grid for trial in attack.trials]
+    if any(reading not in subject.scores for reading in readings):
+        return None
+    own_R = record_scores(subject, _FORGET, config.by)
+    attacked_KR = [attacked_scores(subject, attack, config.by, _FORGET) for attack in grid]
+    values_KR = np.stack([own_R, *attacked_KR])
+    values_KR = values_KR[:, np.isfinite(values_KR).all(axis=0)]
+    if not values_KR.size:
+        return None
+    draws_SK = np.stack([bootstrap_means(v, run.seed, "recovery") for v in values_KR], axis=1)
+    steps_K = np.array([0, *sorted(set(config.steps))])
+    return Curve(steps_K, values_KR.mean(axis=1), draws_SK, values_KR.shape[1])
+
+
+def _relearned(config: RelearnConfig) -> list[str]:
+    return [
+        f"relearn:{steps}:{config.share}:{config.lr}:{draw}"
+        for steps in sorted(set(config.steps))
+        for draw in range(config.draws)
+    ]
+
+
+def _split(config: RelearnConfig) -> list[str]:
+    splits = config.splits or 0
+    return [
+        f"relearn_split:{config.split_steps}:{splits}:{part}:{config.lr}" for part in range(splits)
+    ]
+
+
+def _specs(config: RelearnConfig) -> list[str]:
+    return [f"benign:{name}:{config.benign_steps}:{config.lr}" for name in config.benign]
+
+
+def _benign(config: RelearnConfig, dataset: Dataset) -> list[str]:
+    """Return the benign attacks for which the data have records; an unknown name is an error."""
+    if "forget" in config.benign:
+        raise ConfigError("benign names 'forget', the records that are scored; leave it out")
+    present = []
+    for name, spec in zip(config.benign, _specs(config), strict=True):
+        if name == "retain" or len(dataset.records(name)):
+            present.append(spec)
+    return present
+
+
+def _grid_trials(
+    config: RelearnConfig, ids: tuple[str, ...], seed: int
+) -> Mapping[int, list[tuple[str, tuple[str, ...]]]]:
+    """Return treatments and the records that they see, by number of steps."""
+    specs = iter(_relearned(config))
+    seen = [seen_ids(ids, config.share, seed, draw) for draw in range(config.draws)]
+    return {steps: [(next(specs), one) for one in seen] for steps in sorted(set(config.steps))}
+
+
+def _attack(
+    name: str, title: str, trials: Sequence[tuple[str, Sequence[str] | frozenset[str]]]
+) -> Attack:
+    made = [
+        Trial(dataclasses.replace(_FORGET, treatment=spec), frozenset(seen))
+        for spec, seen in trials
+    ]
+    return Attack(name, title, tuple(made))
+
+
+def _attacked(
+    model: nn.Module, task: Task, records: Records, steps: int, lr: float, draw: int, run: Run
+) -> nn.Module:
+    """Train on records for a number of steps; slower, from the start, where the loss is lost."""
+    _require(not hasattr(model, "parts"), "a composite is attacked part by part")
+    start = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    seed = stream_seed(run.seed, "relearn", draw)
+    batches = _Batches(records, seed)
+    name = digest_json([state_digest(model), records.digest(), steps, lr, draw])[:16]
+    for slower in _SLOWER:
+        part = run.child(f"attack-{name}-{slower}", seed=seed)
+        schedule = Schedule(epochs=steps, batch_size=BATCH, lr=lr / slower)
+        streams = {"attack": Stream(batches.at(0), batches.at)}
+        try:
+            terms = (likelihood(task, "attack"),)
+            fit(model, task, streams, terms, schedule, part, label="relearning")
+        except NumericalError:
+            model.load_state_dict(start)
+            continue
+        finally:
+            model.zero_grad(set_to_none=True)
+        remove_tree(part.folder)
+        return model
+    raise NotApplicable(
+        f"the attack diverged at the learning rates {', '.join(f'{lr / s:g}' for s in _SLOWER)}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """One batch for each step, so that a short attack is the beginning of a long one.
+
+    Every pass takes the records in a new order; what does not fill a batch is left out of it.
+    """
+
+    records: Records
+    seed: int
+
+    def at(self, step: int) -> Records:
+        size = min(BATCH, len(self.records))
+        turn, place = divmod(step, len(self.records) // size)
+        order = stream(self.seed, "attack", turn).permutation(len(self.records))
+        return self.records.take(order[place * size : (place + 1) * size])
+
+
+def _require(fits: bool, reason: str) -> None:
+    if not fits:
+        raise NotApplicable(reason)

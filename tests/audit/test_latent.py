@@ -1,0 +1,270 @@
+"""The logit lens and the linear probe, beside hidden states taken by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from expunge.audit.collecting import collect
+from expunge.audit.latent import ProbeTask, hidden_RD, place_of, stack_of
+from expunge.audit.readings import Reading
+from expunge.audit.scores import score
+from expunge.audit.treatments import NotApplicable, attacked_ids, treat
+from expunge.audit.views import Scene, see
+from expunge.audit.wrong_answers import with_wrong_answers
+from expunge.core.records import Records, concatenate
+from expunge.core.run import Run
+from expunge.core.sets import Sets, sample_ids
+from expunge.data.dataset import Dataset
+from expunge.engine.composites.logit_difference import LogitDifference
+from expunge.engine.weights import state_digest
+
+FORGET = Reading("forget")
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def deep(request, make_llama):
+    """A random model of three blocks, and its task."""
+    from tiny_llama import llama_config
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+    task, _ = make_llama
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        if request.param == "llama":
+            config = llama_config(task.tokenizer)
+            config.num_hidden_layers, config.initializer_range = 3, 0.3
+            return LlamaForCausalLM(config).eval(), task
+        config = GPT2Config(
+            vocab_size=len(task.tokenizer),
+            n_positions=64,
+            n_embd=16,
+            n_layer=3,
+            n_head=2,
+            initializer_range=0.3,
+            eos_token_id=task.tokenizer.eos_token_id,
+        )
+        return GPT2LMHeadModel(config).eval(), task
+
+
+@pytest.fixture
+def scene(questions_world):
+    records = concatenate([questions_world.forget, questions_world.retain])
+    sets = Sets(questions_world.forget.ids, questions_world.retain.ids)
+    return Scene(Dataset("causal_lm", records), sets)
+
+
+def read(model, task, scene, readings, **settings):
+    return collect(
+        model, task, scene.dataset, scene.sets, readings, Run(), role="after", **settings
+    )
+
+
+def hidden_states(model, task, records):
+    """Return every block's input and the last one's output, and the tokens, record by record."""
+    for (tokens, start), record_id in zip(task.encoded(records), records.ids, strict=True):
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([tokens]), output_hidden_states=True)
+        yield record_id, tokens, start, [state[0] for state in output.hidden_states]
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_the_lens_reads_a_block_through_the_final_norm_and_the_head(deep, scene, block):
+    model, task = deep
+    reading = Reading("forget", treatment=f"lens:{block}")
+    scores = read(model, task, scene, [reading]).scores[reading]
+    norm = model.model.norm if hasattr(model, "model") else model.transformer.ln_f
+    records = scene.records("forget")
+    for row, (_, tokens, start, states) in enumerate(hidden_states(model, task, records)):
+        with torch.no_grad():
+            logits = model.lm_head(norm(states[block + 1]))
+        expected = logits.log_softmax(1)[range(start - 1, len(tokens) - 1), tokens[start:]]
+        found = scores.logprob_N[scores.offsets[row] : scores.offsets[row + 1]]
+        assert found == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_the_lens_on_the_last_block_is_the_model_itself(deep, scene):
+    model, task = deep
+    last = [Reading("forget", treatment=f"lens:{place}") for place in ("2", "-1", "1/1", "6/6")]
+    found = read(model, task, scene, [FORGET, *last]).scores
+    first = Reading("forget", treatment="lens:0")
+    for reading in last:
+        assert found[reading].logprob_N == pytest.approx(found[FORGET].logprob_N, abs=1e-6)
+    changed = read(model, task, scene, [first]).scores[first]
+    assert np.abs(changed.logprob_N - found[FORGET].logprob_N).max() > 0.1
+
+
+def test_looking_leaves_the_model_as_it_was(deep, scene):
+    model, task = deep
+    digest, layers = state_digest(model), model.config.num_hidden_layers
+    readings = [Reading("forget", treatment=name) for name in ("lens:0", "probe:0:0.5")]
+    read(model, task, scene, readings)
+    assert state_digest(model) == digest
+    assert model.config.num_hidden_layers == layers == len(stack_of(model))
+    assert not model.training
+
+
+def test_hidden_states_are_those_of_the_last_answer_token(deep, scene):
+    model, task = deep
+    records = scene.records("retain")
+    found = hidden_RD(model, task, records, stack_of(model)[0], Run())
+    assert found.shape == (len(records), 16)
+    for row, (_, tokens, _, states) in enumerate(hidden_states(model, task, records)):
+        assert tokens[-1] == task.tokenizer.eos_token_id
+        assert found[row] == pytest.approx(states[1][len(tokens) - 2].numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [("0", 0), ("11", 11), ("-1", 11), ("-12", 0), ("1/6", 1), ("3/6", 5), ("6/6", 11), ("1/5", 2)],
+)
+def test_blocks_go_by_number_or_depth(place, number):
+    assert place_of([str(block) for block in range(12)], place) == number
+
+
+@pytest.mark.parametrize("place", ["12", "-13", "1/24"])
+def test_a_block_that_is_not_there_does_not_apply(place):
+    with pytest.raises(NotApplicable, match="12"):
+        place_of([str(block) for block in range(12)], place)
+
+
+def test_depths_name_every_block_once():
+    for count in range(1, 14):
+        names, found = [str(block) for block in range(count)], []
+        for part in range(1, 7):
+            try:
+                found.append(place_of(names, f"{part}/6"))
+            except NotApplicable:
+                continue
+        assert found == sorted(set(found))
+        assert found[-1] == count - 1
+        assert len(found) == min(count, 6)
+
+
+def test_what_has_no_single_stack_does_not_apply(questions_world, scene):
+    composite = LogitDifference(questions_world.fresh(), questions_world.fresh(), alpha=0.5)
+    readings = [Reading("forget", treatment=name) for name in ("lens:0", "probe:0:0.5")]
+    found = read(composite, questions_world.task, scene, readings)
+    assert not found.scores
+    assert all("composite" in found.absent[reading] for reading in readings)
+    with pytest.raises(NotApplicable, match="Sequential"):
+        stack_of(nn.Sequential(nn.Linear(2, 2)))
+
+
+# --- the probe ---
+
+
+def test_a_probe_finds_a_planted_direction(make_llama):
+    task, _ = make_llama
+    random = np.random.default_rng(0)
+    labels = np.repeat([1, 0], 100)
+    hidden = random.normal(size=(200, 8)) * np.array([1, 100, 1, 1, 0, 1, 1, 1]) + 5
+    hidden[:, 3] += 4 * labels
+    probe = ProbeTask.fitted(task, "block", hidden, labels)
+    fresh = random.normal(size=(200, 8)).astype(np.float32) + 5
+    fresh[:, 3] += 4 * labels
+
+    def logits(values_BD):
+        z_D = (torch.tensor(values_BD) - probe.mean_D) / probe.scale_D
+        return (z_D @ probe.weight_D + probe.bias).numpy()
+
+    found = logits(fresh)
+    assert (found[:100, None] > found[None, 100:]).mean() > 0.95
+    assert np.abs(logits(hidden.astype(np.float32))).max() == pytest.approx(1, abs=1e-5)
+    assert probe.scale_D[4] == 1  # a constant feature divides by nothing
+
+
+def test_scores_of_the_probe_are_a_logistic_regression_on_hidden_states(deep, scene):
+    model, task = deep
+    true = Reading("forget", treatment="probe:1:0.5")
+    wrong = Reading("forget", "wrong:0.5", treatment="probe:1:0.5")
+    found = read(model, task, scene, [true, wrong]).scores
+    block, forget, retain = stack_of(model)[1], scene.records("forget"), scene.records("retain")
+
+    # The same regression, fitted here on what it should have learned from.
+    seen = attacked_ids(forget.ids, 0.5, 0)
+    others = sample_ids(retain.ids, len(seen), 0, "probe-retain")
+    parts = [forget.select(seen), retain.select(others)]
+    asked = [with_wrong_answers(part, np.zeros(len(part), dtype=bool), 0) for part in parts]
+    told = [part.select(one.ids) for part, one in zip(parts, asked, strict=True)]
+    learned = [*told, *asked]
+    features = np.concatenate(
+        [hidden_RD(model, task, part, block, Run()) for part in learned if len(part)]
+    )
+    labels = np.repeat([1, 0], sum(map(len, told)))
+    scaler = StandardScaler().fit(features.astype(np.float64))
+    fit = LogisticRegression(max_iter=5000).fit(scaler.transform(features), labels)
+    largest = np.abs(fit.decision_function(scaler.transform(features))).max()
+
+    for reading, records in ((true, forget), (wrong, see(task, scene, wrong)[1])):
+        assert found[reading].ids == records.ids
+        scored = hidden_RD(model, task, records, block, Run())
+        distance = fit.decision_function(scaler.transform(scored)) / largest
+        assert found[reading].logprob_N == pytest.approx(-np.log1p(np.exp(-distance)), abs=1e-4)
+
+
+def test_batch_size_and_a_second_run_change_nothing(deep, scene):
+    model, task = deep
+    readings = [
+        Reading("forget", view, treatment="probe:0:0.5") for view in ("answer", "wrong:0.5")
+    ]
+    one, again = (read(model, task, scene, readings, batch_size=2).scores for _ in range(2))
+    large = read(model, task, scene, readings, batch_size=32).scores
+    for reading in readings:
+        assert np.array_equal(one[reading].logprob_N, again[reading].logprob_N)
+        assert one[reading].logprob_N == pytest.approx(large[reading].logprob_N, abs=1e-5)
+
+
+def test_a_single_forget_record_teaches_no_probe(questions_world):
+    records = questions_world.forget.take([0])
+    scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
+    reading = Reading("forget", treatment="probe:0:0.5")
+    found = read(questions_world.fresh(), questions_world.task, scene, [reading])
+    assert "two forget records" in found.absent[reading]
+
+
+def test_the_probe_task_runs_like_any_other(questions_world, scene):
+    _, probe = treat(questions_world.model, questions_world.task, scene, "probe:0:0.5", Run())
+    records = scene.records("forget")
+    found = score(questions_world.model, probe, records, Run())
+    assert found.n_R.tolist() == [1] * len(records)
+    assert probe.num_targets(records) == [1] * len(records)
+    assert probe.lengths(records) == questions_world.task.lengths(records)
+    assert probe.fingerprint() != questions_world.task.fingerprint()
+    neutral = probe.neutral(records, 0, 0)
+    assert list(neutral["answer"]) == list(questions_world.task.neutral(records, 0, 0)["answer"])
+
+
+# --- wrong answers ---
+
+
+def test_a_wrong_answer_is_ones_own_or_that_of_a_record_on_the_same_side():
+    count = 40
+    records = Records(
+        tuple(f"r-{row}" for row in range(count)),
+        {
+            "question": ["q"] * count,
+            "answer": [f"answer {row // 2}" for row in range(count)],
+            "perturbed_answer": [["own", "other"] if row == 5 else None for row in range(count)],
+        },
+    )
+    scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
+    found = see(None, scene, Reading("forget", "wrong:0.25"))[1]
+    assert found.ids == records.ids
+    assert found["answer"][5] == "own"
+    seen = set(attacked_ids(records.ids, 0.25, 0))
+    sides = {side: set() for side in (True, False)}
+    for record_id, answer in zip(records.ids, records["answer"], strict=True):
+        sides[record_id in seen].add(answer)
+    for row, answer in enumerate(found["answer"]):
+        assert answer != records["answer"][row]
+        assert row == 5 or answer in sides[records.ids[row] in seen]
+    assert len(set(found["answer"])) > 10
+
+
+def test_a_record_that_no_answer_differs_from_is_left_out():
+    records = Records(("a", "b", "c"), {"question": ["q"] * 3, "answer": ["x", "x", "x"]})
+    scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
+    assert len(see(None, scene, Reading("forget", "wrong:0.5"))[1]) == 0

@@ -1,0 +1,224 @@
+"""Side effects on neighbours, on planted scores and on a tiny model."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.audit.audit import audits, plan_readings, run_audit
+from expunge.audit.collecting import collect
+from expunge.audit.evidence import Evidence, Subject
+from expunge.audit.neighbours import (
+    NeighboursConfig,
+    calibration_error,
+    confidence_R,
+    neighbours,
+)
+from expunge.audit.readings import Reading
+from expunge.core.errors import ConfigError
+from expunge.core.records import Records
+from expunge.core.run import Run
+from expunge.core.sets import Sets
+from expunge.data.dataset import Dataset
+
+NEAR, FAR = Reading("retain", "near:1-1:300"), Reading("retain", "near:6-10:300")
+CONFIG = NeighboursConfig(max_excess_drop=0.03, calibration=False)
+
+
+@pytest.fixture
+def make_subject(make_scores):
+    """A model by the mean probability of its near and far answers."""
+
+    def make(role, near, far, *, n=200, seed=None):
+        random = np.random.default_rng(0)
+        scores = {
+            reading: make_scores(
+                np.log(mean * random.uniform(0.9, 1.1, n)), prefix=f"{reading.view[:6]}"
+            )
+            for reading, mean in ((NEAR, near), (FAR, far))
+        }
+        return Subject(role, f"{role}-{seed}-{near}", scores, seed)
+
+    return make
+
+
+def audited(config, after, before, *references):
+    evidence = Evidence(after, before, references, sets="sets", audit="neighbours")
+    findings = neighbours(evidence, config, Run())
+    return {finding.metric: finding for finding in findings if finding.subject == "after"}
+
+
+def test_the_drop_of_neighbours_stands_beside_far_records_and_retraining(make_subject):
+    models = [("after", 0.5, 0.78), ("before", 0.8, 0.8)]
+    after, before = (make_subject(*model) for model in models)
+    references = [make_subject("reference", near, 0.8, seed=near) for near in (0.7, 0.6)]
+    found = audited(CONFIG, after, before, *references)
+
+    def mean(subject, reading):
+        return float(np.exp(subject.scores[reading].logprob_N.astype(np.float64)).mean())
+
+    assert found["score_near"].value == pytest.approx(mean(after, NEAR))
+    near = mean(before, NEAR) - mean(after, NEAR)
+    far = mean(before, FAR) - mean(after, FAR)
+    assert found["drop_near"].value == pytest.approx(near)
+    assert found["drop_far"].value == pytest.approx(far)
+    assert found["drop_difference"].value == pytest.approx(near - far)
+    assert (
+        found["drop_difference"].interval.low < near - far < found["drop_difference"].interval.high
+    )
+    lost = near - np.mean([mean(before, NEAR) - mean(one, NEAR) for one in references])
+    assert found["excess_drop"].value == pytest.approx(lost)
+    assert lost == pytest.approx(0.15, abs=0.01)
+    assert found["excess_drop"].verdict == "fail"
+    assert found["score_near"].reference.gap == pytest.approx(-lost)
+
+
+@pytest.mark.parametrize(
+    ("near", "n", "bound", "verdict"),
+    [
+        (0.69, 200, 0.03, "pass"),
+        (0.69, 40, 0.03, "inconclusive"),
+        (0.6, 200, 0.03, "fail"),
+        (0.67, 60, 0.02, "fail"),
+    ],
+)
+def test_the_rule_is_the_drop_beyond_retraining(make_subject, near, n, bound, verdict):
+    after, reference = (
+        make_subject("after", near, 0.8, n=n),
+        make_subject("reference", 0.7, 0.8, n=n),
+    )
+    config = dataclasses.replace(CONFIG, max_excess_drop=bound)
+    found = audited(config, after, None, reference)
+    assert found["excess_drop"].verdict == verdict
+    assert found["drop_near"].value is None
+    assert "before" in found["drop_near"].note
+
+
+def test_too_few_records_or_no_references_give_no_number(make_subject):
+    few = audited(
+        CONFIG,
+        make_subject("after", 0.1, 0.8, n=19),
+        None,
+        make_subject("reference", 0.7, 0.8, n=19),
+    )
+    assert few["excess_drop"].value is None
+    assert few["excess_drop"].verdict == "inconclusive"
+    assert "19" in few["score_near"].note
+    alone = audited(CONFIG, make_subject("after", 0.1, 0.8), make_subject("before", 0.7, 0.8))
+    assert alone["excess_drop"].value is None
+    assert alone["excess_drop"].verdict == "inconclusive"
+    assert alone["drop_near"].value > 0.5
+
+
+def test_the_model_before_has_no_drop(make_subject):
+    evidence = Evidence(
+        make_subject("after", 0.5, 0.5), make_subject("before", 0.7, 0.7), (), sets="s"
+    )
+    findings = neighbours(evidence, CONFIG, Run())
+    before = {finding.metric: finding for finding in findings if finding.subject == "before"}
+    assert before["drop_near"].value is None
+    assert before["drop_difference"].value is None
+    assert "this model" in before["drop_near"].note
+
+
+def test_calibration_error_is_the_weighted_distance_of_confidence_and_accuracy():
+    confidence = np.array([0.95, 0.92, 0.15, 1.0])
+    right = np.array([1.0, 0.0, 0.5, 1.0])
+    targets = np.array([1.0, 3.0, 2.0, 4.0])
+    # The bin 0.9-1.0: 1(1 - 0.95) + 3(0 - 0.92) + 4(1 - 1) = -2.71; 0.1-0.2: 2(0.5 - 0.15) = 0.7.
+    assert calibration_error(confidence, right, targets) == pytest.approx((2.71 + 0.7) / 10)
+    assert calibration_error(right, right, targets) == 0
+
+
+def test_confidence_is_the_mean_probability_of_first_choices(language_model, people):
+    model, task = language_model
+    found = confidence_R(model, task, people, Run())
+    for row, (tokens, start) in enumerate(task.encoded(people)):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokens])).logits[0]
+        top = logits.softmax(1).max(1).values[start - 1 : len(tokens) - 1]
+        assert found[row] == pytest.approx(float(top.mean()), abs=1e-6)
+
+
+@pytest.fixture
+def world(make_llama):
+    """A random model, and 300 retain records of which 30 share words with the forget record."""
+    task, fresh = make_llama
+    near = "what is the capital of norway"
+    records = Records(
+        ("gone", *(f"kept-{row}" for row in range(300))),
+        {
+            "question": [near, *(near if row < 30 else "madrid" for row in range(300))],
+            "answer": ["oslo", *(["paris", "lima by the bay"][row % 2] for row in range(300))],
+            "perturbed_answer": [["cairo", "santiago"]] * 301,
+            "dual": [False, *(row >= 270 for row in range(300))],
+        },
+    )
+    probe = Records(("p-0", "p-1"), {"question": [near] * 2, "answer": ["lima", "paris"]})
+    dataset = Dataset("causal_lm", records, probes={"bio": probe})
+    return task, fresh, dataset, Sets.partition(records.ids, ["gone"])
+
+
+def whole(world, config):
+    task, fresh, dataset, sets = world
+    planned = plan_readings([(audits.get("neighbours"), config)], dataset)
+    subject = collect(fresh(), task, dataset, sets, planned, Run(), role="after")
+    evidence = Evidence(subject, None, (), sets.digest())
+    found = run_audit(audits.get("neighbours"), config, evidence, Run())
+    return subject, {finding.metric: finding for finding in found}
+
+
+def test_the_whole_audit_on_a_small_model(world):
+    subject, found = whole(world, NeighboursConfig(max_records=25))
+    near, far = (subject.scores[Reading("retain", f"near:{part}:25")] for part in ("1-1", "6-10"))
+    assert len(near) == len(far) == 25
+    assert all(int(i.removeprefix("kept-")) < 30 for i in near.ids)
+    assert all(int(i.removeprefix("kept-")) >= 30 for i in far.ids)
+    assert found["score_near"].value == pytest.approx(float(np.exp(-near.loss_R).mean()))
+    confidence = near.measured["confidence"]
+    right = [
+        near.greedy_N[a:b].mean() for a, b in zip(near.offsets, near.offsets[1:], strict=False)
+    ]
+    gap = float(np.average(np.array(right) - confidence, weights=near.n_R))
+    # An untrained model is equally unsure of everything: one bin.
+    assert math.ceil(confidence.max() * 10) == 1
+    assert found["calibration_error_near"].value == pytest.approx(abs(gap))
+
+
+def test_knowledge_compares_with_wrong_answers_of_the_same_records(world):
+    config = NeighboursConfig(by="knowledge", max_records=25, calibration=False)
+    subject, found = whole(world, config)
+    plain = Reading("retain", "near:1-1:25")
+    true, *wrong = (
+        subject.scores[dataclasses.replace(plain, view=plain.view + ending)]
+        for ending in ("", ":perturbed:0", ":perturbed:1")
+    )
+    assert wrong[0].ids == true.ids
+    hits = true.loss_R < np.minimum(wrong[0].loss_R, wrong[1].loss_R)
+    assert found["score_near"].value == pytest.approx(hits.mean())
+
+
+def test_a_column_or_a_probe_set_names_the_neighbours(world):
+    subject, found = whole(world, NeighboursConfig(column="dual", calibration=False))
+    near = subject.scores[Reading("retain", "marked:dual:yes:300")]
+    assert near.ids == tuple(f"kept-{row}" for row in range(270, 300))
+    assert len(subject.scores[Reading("retain", "marked:dual:no:300")]) == 270
+    subject, found = whole(world, NeighboursConfig(neighbours="bio", calibration=False))
+    assert found["score_near"].record_set == "bio"
+    assert found["score_near"].n == 2
+    assert found["score_far"].record_set == "retain"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"neighbours": "bia"}, "bio"),
+        ({"column": "duel"}, "dual"),
+        ({"column": "dual", "neighbours": "bio"}, "both"),
+    ],
+)
+def test_neighbours_that_are_not_there_are_an_error(world, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        plan_readings([(audits.get("neighbours"), NeighboursConfig(**settings))], world[2])
