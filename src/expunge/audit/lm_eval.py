@@ -1,7 +1,7 @@
-"""The bridge to lm-evaluation-harness: its tasks on our models, our findings in its format.
+"""The bridge to lm-evaluation-harness: its tasks on our models.
 
-``evaluate_tasks`` runs tasks of the harness on a model in memory; it needs the extra ``lm-eval``.
-``to_lm_eval`` writes findings as the harness writes its results; it needs nothing.
+``evaluate_tasks`` runs tasks of the harness on one model in memory, ``lm_eval_findings`` on every
+model of a comparison. They need the extra ``lm-eval``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
-from expunge.audit.evidence import Measurement
+from expunge.audit.evidence import Evidence, Measurement, Subject
+from expunge.audit.lm_eval_export import NORMAL, UNNAMED, half_width
 from expunge.core.errors import (
     ConfigError,
     DataError,
@@ -39,13 +39,11 @@ from expunge.core.finding import Direction, Finding, Interval
 from expunge.core.finding import Subject as Role
 from expunge.engine.device import forked_random
 from expunge.engine.modes import evaluating
-from expunge.engine.weights import require_finite
+from expunge.engine.weights import require_finite, state_digest
 
 AUDIT = "lm_eval"
 VERSION = 1
 RESAMPLES = 1000
-NORMAL = "normal"
-_UNNAMED = "none"  # what the harness calls a metric without a filter
 _SWITCHES = (
     ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_HUB_OFFLINE"),
@@ -58,6 +56,9 @@ _VARIABLES = {
     "DISABLE_MULTIPROC": "1",  # bootstraps in this process, none forked beside torch's threads
 }
 
+Load = Callable[[], tuple[Any, Any]]
+"""Returns a model and its tokenizer."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskNumber:
@@ -69,6 +70,7 @@ class TaskNumber:
         n: Documents of the task that were evaluated.
         higher_is_better: Which way is better; ``None`` where the task does not say.
         version: The task's version, or that of the group.
+        num_fewshot: Examples before each question; ``None`` where the tasks of a group differ.
     """
 
     value: float | None
@@ -76,6 +78,7 @@ class TaskNumber:
     n: int
     higher_is_better: bool | None
     version: str
+    num_fewshot: int | None
 
 
 def evaluate_tasks(
@@ -117,33 +120,68 @@ def evaluate_tasks(
         UnsupportedModelError: The model is none of transformers.
         NumericalError: A weight is NaN or infinite.
     """
-    _check(tasks, limit, batch_size, num_fewshot)
-    if include_path is not None and not Path(include_path).is_dir():
-        raise StorageError(f"include_path = {str(include_path)!r} is no folder of YAML tasks")
-    if not hasattr(model, "config") or not hasattr(model, "device"):
-        raise UnsupportedModelError(
-            f"lm_eval's tasks run on language models of transformers, not on a "
-            f"{type(model).__name__}"
+    _check(tasks, include_path, limit, batch_size, num_fewshot)
+    _require_language_model(model)
+    found = _find(tasks, include_path)
+    return _evaluate(model, tokenizer, found, limit, batch_size, num_fewshot, seed)
+
+
+def lm_eval_findings(
+    models: Mapping[Role, Sequence[Load]],
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+) -> list[Finding]:
+    """Run tasks of lm-evaluation-harness on the compared models, and set them side by side.
+
+    Every model is loaded once before the first is run, so that one that cannot be is told at once;
+    no two are kept in memory. The other arguments are those of ``evaluate_tasks``.
+
+    Args:
+        models: Functions that load them: one ``after``, at most one ``before``, and any number of
+            ``reference``.
+        tasks: Names of tasks, groups or tags.
+        include_path: A folder of YAML tasks.
+        limit: Most documents of each task.
+        batch_size: Requests per forward pass.
+        num_fewshot: Examples before each question.
+        seed: Seeds the choice of examples.
+
+    Returns:
+        For each number one finding per model: before, after, references.
+
+    Raises:
+        ExpungeError: As ``evaluate_tasks``, or a model cannot be loaded.
+        ConfigError: There is not one model after forgetting, or there are others that are not
+            compared.
+    """
+    counts = {role: len(loads) for role, loads in models.items() if loads}
+    if counts.get("after") != 1 or counts.get("before", 0) > 1 or counts.get("part"):
+        raise ConfigError(
+            f"lm_eval: models = {counts}: give one 'after', at most one 'before' and any number of "
+            "'reference'"
         )
-    require_finite(model.state_dict(), "the model")
-    evaluate = _module("lm_eval.evaluator").evaluate
-    with _silent(), _offline(), _seeded(seed, str(model.device)), _as_it_is(model):
-        loaded = _load(list(tasks), include_path)
-        deaf = _set_examples(loaded["tasks"].values(), num_fewshot, seed)
-        results = evaluate(
-            lm=_adapt(model, tokenizer, batch_size),
-            task_dict=loaded,
-            limit=limit,
-            bootstrap_iters=RESAMPLES,
-            log_samples=False,
-        )
-    if deaf:
-        warnings.warn(
-            f"num_fewshot = {num_fewshot} is not used by tasks that fix 0 examples "
-            f"({listing(deaf)})",
-            stacklevel=2,
-        )
-    return _numbers(results)
+    _check(tasks, include_path, limit, batch_size, num_fewshot)
+    found = _find(tasks, include_path)
+    roles: tuple[Role, ...] = ("before", "after", "reference")
+    loads = [
+        (role, load, place if role == "reference" else None)
+        for role in roles
+        for place, load in enumerate(models.get(role, ()))
+    ]
+    for _, load, _ in loads:
+        _require_language_model(load()[0])
+    numbers = {}
+    for role, load, place in loads:
+        model, tokenizer = load()
+        asked = _evaluate(model, tokenizer, found, limit, batch_size, num_fewshot, seed)
+        numbers[Subject(role, state_digest(model), {}, place)] = asked
+        del model
+    return to_findings(numbers)
 
 
 def measurement(number: TaskNumber) -> Measurement:
@@ -159,7 +197,7 @@ def measurement(number: TaskNumber) -> Measurement:
     if number.stderr == 0:
         note = "All documents scored alike, so that the standard error gives no interval."
         return Measurement(number.value, number.n, note=note)
-    half = _quantile(0.95) * number.stderr
+    half = half_width(number.stderr)
     interval = Interval(low=number.value - half, high=number.value + half, method=NORMAL)
     return Measurement(number.value, number.n, interval)
 
@@ -173,89 +211,59 @@ def direction(number: TaskNumber) -> Direction:
 
 def title(metric: str, number: TaskNumber) -> str:
     """Return a task's number in a reader's words."""
-    return f"{metric} by lm-evaluation-harness (task version {number.version})"
+    shots = number.num_fewshot
+    shown = "" if shots is None else f", {shots} example{'' if shots == 1 else 's'}"
+    return f"{metric} by lm-evaluation-harness (task version {number.version}{shown})"
 
 
-def to_findings(
-    numbers: Mapping[str, TaskNumber],
-    *,
-    subject: Role,
-    seed: int | None = None,
-    part: str = "",
-    model: str = "",
-) -> list[Finding]:
-    """Return one model's numbers as findings.
+def to_findings(numbers: Mapping[Subject, Mapping[str, TaskNumber]]) -> list[Finding]:
+    """Set the numbers of the compared models side by side.
 
     Args:
-        numbers: What ``evaluate_tasks`` returned.
-        subject: Which of the compared models it is.
-        seed: The training seed of a reference.
-        part: Name of the part.
-        model: Digest of the model.
+        numbers: What ``evaluate_tasks`` returned of each model; the subjects carry no scores.
+
+    Returns:
+        For each number one finding per model: before, after, references.
     """
-    findings = []
-    for metric, number in numbers.items():
-        found = measurement(number)
-        findings.append(
-            Finding(
-                audit=AUDIT,
-                metric=metric,
-                title=title(metric, number),
-                subject=subject,
-                value=found.value,
-                n=found.n,
-                direction=direction(number),
-                seed=seed,
-                part=part,
-                interval=found.interval,
-                version=VERSION,
-                model=model,
-                note=found.note,
-            )
+    by_role: dict[Role, list[Subject]] = {}
+    for subject in numbers:
+        by_role.setdefault(subject.role, []).append(subject)
+    (after,) = by_role["after"]
+    evidence = Evidence(
+        after=after,
+        before=next(iter(by_role.get("before", ())), None),
+        references=tuple(by_role.get("reference", ())),
+        sets="",
+        audit=AUDIT,
+        version=VERSION,
+    )
+    return [
+        finding
+        for metric, number in numbers[after].items()
+        for finding in evidence.compare(
+            metric,
+            title(metric, number),
+            partial(_measured, numbers, metric),
+            direction=direction(number),
         )
-    return findings
+    ]
 
 
-def to_lm_eval(findings: Iterable[Finding]) -> dict[str, Any]:
-    """Return findings in the format of the harness's results, for tools that read those.
-
-    One task, ``expunge_<audit>``, stands for the findings of one audit on one model and record set,
-    which follow in the name. A number that could not be computed is ``"N/A"``, and so is a standard
-    error that no normal interval tells. What the format has no place for (intervals, references,
-    thresholds, verdicts, notes) is in ``configs``, under ``metadata.findings``.
-
-    Args:
-        findings: Any findings; write the result with ``core.files.write_json``.
-
-    Raises:
-        DataError: Two findings are of the same number.
-    """
-    tasks: dict[str, dict[str, Finding]] = {}
-    for finding in findings:
-        metrics = tasks.setdefault(_task_name(finding), {})
-        if finding.metric in metrics:
-            raise DataError(
-                f"two findings are {_task_name(finding)}.{finding.metric}; export those of one "
-                "audit run at a time"
-            )
-        metrics[finding.metric] = finding
-    numbers = {name: max(f.n for f in metrics.values()) for name, metrics in tasks.items()}
-    return {
-        "results": {name: _row(name, numbers[name], metrics) for name, metrics in tasks.items()},
-        "group_subtasks": {name: [] for name in tasks},
-        "configs": {name: _task_config(name, metrics) for name, metrics in tasks.items()},
-        "versions": {name: _version(metrics) for name, metrics in tasks.items()},
-        "n-shot": dict.fromkeys(tasks, 0),
-        "higher_is_better": {
-            name: {metric: _higher_is_better(f) for metric, f in metrics.items()}
-            for name, metrics in tasks.items()
-        },
-        "n-samples": {name: {"original": n, "effective": n} for name, n in numbers.items()},
-    }
+def _measured(
+    numbers: Mapping[Subject, Mapping[str, TaskNumber]], metric: str, subject: Subject
+) -> Measurement:
+    number = numbers[subject].get(metric)
+    if number is None:
+        return Measurement(None, 0, note="The harness gave no such number of this model.")
+    return measurement(number)
 
 
 def _check(
-    tasks: Sequence[str], limit: int | None, batch_size: int, num_fewshot: int | None
+    tasks: Sequence[str],
+    include_path: str | Path | None,
+    limit: int | None,
+    batch_size: int,
+    num_fewshot: int | None,
 ) -> None:
     problems = Problems("lm_eval")
     if isinstance(tasks, str) or not tasks:
@@ -267,6 +275,17 @@ def _check(
     if num_fewshot is not None and num_fewshot < 0:
         problems.add(f"num_fewshot = {num_fewshot}: give at least 0, or none for the task's own")
     problems.raise_if_any()
+    if include_path is not None and not Path(include_path).is_dir():
+        raise StorageError(f"include_path = {str(include_path)!r} is no folder of YAML tasks")
+
+
+def _require_language_model(model: Any) -> None:
+    if not hasattr(model, "config") or not hasattr(model, "device"):
+        raise UnsupportedModelError(
+            f"lm_eval's tasks run on language models of transformers, not on a "
+            f"{type(model).__name__}"
+        )
+    require_finite(model.state_dict(), "the model")
 
 
 def _module(name: str) -> Any:
@@ -280,16 +299,26 @@ def _module(name: str) -> Any:
         ) from error
 
 
-def _load(tasks: list[str], include_path: str | Path | None) -> Any:
-    """Build tasks; the harness's own folder of thousands is read only when one of them is asked."""
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Tasks that exist, and the manager of the harness that builds them."""
+
+    names: list[str]
+    manager: Any
+
+
+def _find(tasks: Sequence[str], include_path: str | Path | None) -> _Found:
+    """Find tasks by name; the harness's own folder of thousands is read only when one is asked."""
+    names = list(tasks)
     make = _module("lm_eval.tasks").TaskManager
     manager = None
-    if include_path is not None:
-        manager = make(include_path=str(include_path), include_defaults=False)
-    if manager is None or not set(tasks) <= set(manager.all_subtasks):
-        manager = make(include_path=None if include_path is None else str(include_path))
+    with _silent(), _offline():
+        if include_path is not None:
+            manager = make(include_path=str(include_path), include_defaults=False)
+        if manager is None or not set(names) <= set(manager.all_subtasks):
+            manager = make(include_path=None if include_path is None else str(include_path))
     problems = Problems("lm_eval")
-    for name in tasks:
+    for name in names:
         if name not in manager.task_index:
             close = difflib.get_close_matches(name, manager.all_tasks)
             problems.add(
@@ -298,9 +327,42 @@ def _load(tasks: list[str], include_path: str | Path | None) -> Any:
                 + (" YAML files that it cannot read are left out" if include_path else "")
             )
     problems.raise_if_any()
-    named = listing(map(repr, tasks))
+    return _Found(names, manager)
+
+
+def _evaluate(
+    model: Any,
+    tokenizer: Any,
+    found: _Found,
+    limit: int | None,
+    batch_size: int,
+    num_fewshot: int | None,
+    seed: int,
+) -> dict[str, TaskNumber]:
+    evaluate = _module("lm_eval.evaluator").evaluate
+    with _silent(), _offline(), _seeded(seed, str(model.device)), _as_it_is(model):
+        built = _build(found)
+        deaf = _set_examples(built["tasks"].values(), num_fewshot, seed)
+        results = evaluate(
+            lm=_adapt(model, tokenizer, batch_size),
+            task_dict=built,
+            limit=limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+        )
+    if deaf:
+        warnings.warn(
+            f"num_fewshot = {num_fewshot} is not used by tasks that fix 0 examples "
+            f"({listing(deaf)})",
+            stacklevel=3,
+        )
+    return _numbers(results)
+
+
+def _build(found: _Found) -> Any:
+    named = listing(map(repr, found.names))
     try:
-        loaded = manager.load(tasks)
+        built = found.manager.load(found.names)
     except OSError as error:
         raise DataError(
             f"lm_eval: the data of {named} are not on this machine ({_line(error)}); get them "
@@ -308,10 +370,10 @@ def _load(tasks: list[str], include_path: str | Path | None) -> Any:
         ) from error
     except Exception as error:  # YAML and code of others raise anything
         raise ConfigError(f"lm_eval: {named} cannot be built: {_line(error)}") from error
-    unsafe = [name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
+    unsafe = [name for name, task in built["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
     if unsafe:
         raise ConfigError(f"lm_eval: {listing(unsafe)} would run code that the model writes")
-    return loaded
+    return built
 
 
 def _line(error: Exception) -> str:
@@ -432,54 +494,17 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, TaskNumber]:
             if not comma or metric.endswith("_stderr") or not _is_number(value):
                 continue
             stderr = row.get(f"{metric}_stderr,{filtered}")
-            name = f"{task}.{metric}" + ("" if filtered == _UNNAMED else f".{filtered}")
+            name = f"{task}.{metric}" + ("" if filtered == UNNAMED else f".{filtered}")
             numbers[name] = TaskNumber(
                 value=float(value) if math.isfinite(value) else None,
                 stderr=float(stderr) if _is_number(stderr) and math.isfinite(stderr) else None,
                 n=int(row["sample_len"]),
                 higher_is_better=better.get(metric),
                 version=str(results["versions"].get(task)),
+                num_fewshot=results["n-shot"].get(task),
             )
     return numbers
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number)
-
-
-def _quantile(level: float) -> float:
-    return float(stats.norm.ppf((1 + level) / 2))
-
-
-def _task_name(finding: Finding) -> str:
-    seed = "" if finding.seed is None else f"seed{finding.seed}"
-    words = ("expunge", finding.audit, finding.record_set, finding.subject, finding.part, seed)
-    return "_".join(word for word in words if word)
-
-
-def _row(name: str, n: int, metrics: Mapping[str, Finding]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "alias": name, "sample_len": n}
-    for metric, finding in metrics.items():
-        value = finding.value
-        row[f"{metric},{_UNNAMED}"] = "N/A" if value is None else float(value)
-        row[f"{metric}_stderr,{_UNNAMED}"] = _stderr(finding.interval)
-    return row
-
-
-def _stderr(interval: Interval | None) -> float | str:
-    if interval is None or interval.method != NORMAL:
-        return "N/A"
-    return (interval.high - interval.low) / (2 * _quantile(interval.level))
-
-
-def _task_config(name: str, metrics: Mapping[str, Finding]) -> dict[str, Any]:
-    findings = [finding.to_json() for finding in metrics.values()]
-    return {"task": name, "metadata": {"version": _version(metrics), "findings": findings}}
-
-
-def _version(metrics: Mapping[str, Finding]) -> int:
-    return max(finding.version for finding in metrics.values())
-
-
-def _higher_is_better(finding: Finding) -> bool | None:
-    return {"higher": True, "lower": False}.get(finding.direction)
