@@ -25,12 +25,14 @@ from expunge.audit.collecting import collect
 from expunge.audit.measures import rouge_l_recall
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading, num_perturbed
 from expunge.audit.views import Scene, see
+from expunge.core.config import to_json
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 from expunge.engine.schedule import Schedule
 from expunge.engine.tasks.causal_lm import CausalLM
+from expunge.models.source import load_model_source
 from expunge.train.supervised import learn
 
 BATCH = 32
@@ -151,6 +153,18 @@ def _generated(model: nn.Module, task: CausalLM, records: Records) -> list[str]:
     return texts
 
 
+def _model(dataset: Dataset, *, smollm2: bool, epochs: int) -> tuple[nn.Module, CausalLM]:
+    """Return SmolLM2 as it comes, or a small Llama that learned the training records."""
+    if smollm2:
+        loaded = load_model_source("smollm2", {"template": to_json(TEMPLATE)}, dataset, seed=0)
+        return loaded.model, CausalLM(loaded.tokenizer, TEMPLATE)
+    model, task = small_llama(dataset)
+    task = task.with_template(TEMPLATE)
+    schedule = Schedule(epochs=epochs, batch_size=16, lr=1e-3, warmup_epochs=0.2, decay="linear")
+    learn(model, task, dataset.train, schedule, Run())  # so that answers end
+    return model, task
+
+
 def main() -> None:
     """Time both ways and check that they find the same numbers."""
     made = parser("Audit time of the whole TOFU suite, with generation.")
@@ -158,6 +172,7 @@ def main() -> None:
     made.add_argument("--tofu", type=Path, help="folder with TOFU's original files")
     made.add_argument("--records", type=int, default=64, help="records of each set")
     made.add_argument("--epochs", type=int, default=25, help="of training; 25 learn by heart")
+    made.add_argument("--smollm2", action="store_true", help="SmolLM2-135M, not trained further")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     dataset, forget, retain = records_of(options.tofu, options.records, options.records)
@@ -175,12 +190,7 @@ def main() -> None:
         splits={},
     )
     sets = Sets(forget=forget.ids, retain=retain.ids, holdout=tuple(strangers))
-    model, task = small_llama(dataset)
-    task = task.with_template(TEMPLATE)
-    schedule = Schedule(
-        epochs=options.epochs, batch_size=16, lr=1e-3, warmup_epochs=0.2, decay="linear"
-    )
-    learn(model, task, dataset.train, schedule, Run())  # so that answers end
+    model, task = _model(dataset, smollm2=options.smollm2, epochs=options.epochs)
     model.eval()
     ways = {"suite": suite, "public way": public_way}
     arms = {name: lambda way=way: way(model, task, dataset, sets) for name, way in ways.items()}

@@ -1,32 +1,31 @@
-"""The bridge to lm-evaluation-harness against log-likelihoods computed here, and its export."""
+"""The bridge to lm-evaluation-harness against log-likelihoods computed here."""
 
 import copy
-import dataclasses
-import json
 import math
 import os
 import random
 import socket
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from harness_tasks import DOCUMENTS, hits, log_likelihood, write_task
 from tiny_llama import llama_config
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from expunge.audit.evidence import Subject
 from expunge.audit.lm_eval import (
     AUDIT,
     TaskNumber,
     direction,
     evaluate_tasks,
+    lm_eval_findings,
     measurement,
     to_findings,
-    to_lm_eval,
 )
 from expunge.core.errors import (
     ConfigError,
@@ -35,24 +34,9 @@ from expunge.core.errors import (
     StorageError,
     UnsupportedModelError,
 )
-from expunge.core.files import read_json, write_json
-from expunge.core.finding import Finding, Interval
+from expunge.core.finding import Reference
 from expunge.engine.weights import state_digest
 
-DOCUMENTS = [
-    {"question": "who wrote the red book", "choices": ["anna", "bo", "the sea"], "label": 0},
-    {"question": "who wrote it", "choices": ["carl", "the blue tree", "a book"], "label": 1},
-    {"question": "was it the blue tree", "choices": ["it was", "is it by the sea"], "label": 0},
-    {"question": "is it in the sea", "choices": ["it is", "carl wrote it"], "label": 1},
-    {"question": "the sea", "choices": ["is blue", "is red"], "label": 0},
-]
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "label",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
 LIKELIHOOD = {
     "output_type": "loglikelihood",
     "doc_to_choice": None,
@@ -66,29 +50,11 @@ LIKELIHOOD = {
 
 @pytest.fixture
 def harness(tmp_path, monkeypatch):
-    """Write tasks on DOCUMENTS; returns a function of a task's name and settings."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is the extra 'lm-eval'")
+    """A function that writes a task on DOCUMENTS from its name and settings."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    data, folder = tmp_path / "documents.json", tmp_path / "tasks"
-    data.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
-    folder.mkdir()
-
-    def write(name="books", **settings):
-        task = {
-            "task": name,
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(data)}},
-            "test_split": "test",
-            "metadata": {"version": 1.5},
-            **CHOICE,
-            **settings,
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
-        return folder
-
-    return write
+    return partial(write_task, tmp_path / "tasks")
 
 
 @pytest.fixture
@@ -96,27 +62,6 @@ def pair(language_model):
     """A model and tokenizer of one's own."""
     model, task = language_model
     return copy.deepcopy(model), copy.deepcopy(task.tokenizer)
-
-
-def log_likelihood(model, tokenizer, question, answer):
-    """Sum of the answer's token log-probabilities, one record at a time."""
-    asked = tokenizer(question)["input_ids"]
-    tokens = torch.tensor([asked + tokenizer(answer)["input_ids"]])
-    with torch.no_grad():
-        scores = model.eval()(tokens).logits[0].log_softmax(-1)
-    return sum(scores[i - 1, tokens[0, i]].item() for i in range(len(asked), tokens.shape[1]))
-
-
-def hits(model, tokenizer):
-    """Whether the most likely choice of each document is the right one."""
-    found = []
-    for document in DOCUMENTS:
-        scores = [
-            log_likelihood(model, tokenizer, document["question"], choice)
-            for choice in document["choices"]
-        ]
-        found.append(int(np.argmax(scores)) == document["label"])
-    return found
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -131,6 +76,7 @@ def test_accuracy_is_that_of_likelihoods_computed_one_by_one(harness, pair, batc
             n=n,
             higher_is_better=True,
             version="1.5",
+            num_fewshot=0,
         )
     }
 
@@ -308,21 +254,8 @@ def test_code_that_a_model_writes_is_never_run(harness, pair):
         evaluate_tasks(*pair, ["books"], include_path=harness(unsafe_code=True))
 
 
-def test_the_harness_prints_a_table_of_findings(harness):
-    pytest.importorskip("pytablewriter", reason="the harness's tables need it")
-    from lm_eval.utils import make_table
-
-    found = finding(value=0.25, interval=Interval(low=0.15, high=0.35, method="normal"))
-    missing = finding(metric="f1", value=None, direction="none", note="Too few records.")
-    table = make_table(to_lm_eval([found, missing]))
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[2][:4] == ["expunge_mia_forget_after", "2", "none", "0"]
-    assert rows[2][4:] == ["auc", "↓", "0.25", "±", "0.051"]
-    assert rows[3][4:] == ["f1", "", "N/A", "±", "N/A"]
-
-
 def test_a_missing_extra_is_named(pair, monkeypatch):
-    for name in ("lm_eval", "lm_eval.evaluator"):
+    for name in ("lm_eval", "lm_eval.tasks"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"lm_eval.*pip install 'expunge\[lm-eval\]'"):
         evaluate_tasks(*pair, ["books"])
@@ -360,23 +293,8 @@ def test_broken_weights_are_refused(pair):
 
 
 def number(**changed):
-    whole = {"value": 0.5, "stderr": 0.1, "n": 9, "higher_is_better": True, "version": "1.5"}
-    return TaskNumber(**{**whole, **changed})
-
-
-def finding(**changed):
-    whole = {
-        "audit": "mia",
-        "metric": "auc",
-        "title": "AUC",
-        "subject": "after",
-        "value": 0.5,
-        "n": 7,
-        "direction": "lower",
-        "record_set": "forget",
-        "version": 2,
-    }
-    return Finding(**{**whole, **changed})
+    whole = {"value": 0.5, "stderr": 0.1, "n": 9, "higher_is_better": True}
+    return TaskNumber(**{**whole, "version": "1.5", "num_fewshot": None, **changed})
 
 
 def test_an_interval_is_1_96_standard_errors_each_way():
@@ -400,60 +318,81 @@ def test_no_interval_is_made_up(changed, said):
     ("better", "expected"), [(True, "higher"), (False, "lower"), (None, "none")]
 )
 def test_numbers_become_findings(better, expected):
-    numbers = {"arc_easy.acc": number(higher_is_better=better)}
-    (found,) = to_findings(numbers, subject="reference", seed=3, model="digest")
+    numbers = {"arc_easy.acc": number(higher_is_better=better, num_fewshot=1)}
+    (found,) = to_findings({Subject("after", "digest", {}): numbers})
     assert (found.audit, found.metric, found.value, found.n) == (AUDIT, "arc_easy.acc", 0.5, 9)
-    assert (found.subject, found.seed, found.model) == ("reference", 3, "digest")
+    assert (found.subject, found.model, found.reference) == ("after", "digest", None)
     assert found.direction == expected
-    assert "1.5" in found.title
+    assert found.title.endswith("(task version 1.5, 1 example)")
 
 
-@given(st.floats(1e-3, 10), st.floats(-100, 100))
-def test_a_standard_error_survives_the_way_there_and_back(stderr, value):
-    found = to_findings({"t.m": number(stderr=stderr, value=value)}, subject="after")
-    row = to_lm_eval(found)["results"]["expunge_lm_eval_after"]
-    assert row["t.m,none"] == value
-    assert row["t.m_stderr,none"] == pytest.approx(stderr, rel=1e-6)
-
-
-def test_the_export_has_a_task_for_each_audit_model_and_record_set(tmp_path):
-    exact = Interval(low=0.2, high=0.9, method="clopper-pearson")
-    findings = [
-        finding(interval=exact),
-        finding(metric="tpr", n=5, direction="reference"),
-        finding(subject="reference", seed=1),
-        finding(subject="part", part="target", direction="higher"),
-    ]
-    write_json(tmp_path / "results.json", to_lm_eval(findings))
-    read = read_json(tmp_path / "results.json")
-    names = [
-        "expunge_mia_forget_after",
-        "expunge_mia_forget_part_target",
-        "expunge_mia_forget_reference_seed1",
-    ]
-    for key in ("results", "configs", "versions", "n-samples", "n-shot", "higher_is_better"):
-        assert sorted(read[key]) == names, key
-    assert read["results"][names[0]] == {
-        "name": names[0],
-        "alias": names[0],
-        "sample_len": 7,
-        "auc,none": 0.5,
-        "auc_stderr,none": "N/A",  # an exact interval has no standard error
-        "tpr,none": 0.5,
-        "tpr_stderr,none": "N/A",
+def test_references_give_the_gap_and_the_noise_floor():
+    values = {"before": (0.9,), "after": (0.5,), "reference": (0.25, 0.5, None)}
+    numbers = {
+        Subject(role, role, {}, seed): {"t.m": number(value=value)}
+        for role, all_values in values.items()
+        for seed, value in enumerate(all_values)
     }
-    assert read["versions"][names[0]] == 2
-    assert read["n-samples"][names[0]] == {"original": 7, "effective": 7}
-    assert read["higher_is_better"][names[0]] == {"auc": False, "tpr": None}
-    assert read["higher_is_better"][names[1]] == {"auc": True}
-    kept = read["configs"][names[0]]["metadata"]["findings"]
-    assert [Finding.from_json(value) for value in kept] == findings[:2]
+    found = to_findings(numbers)
+    assert [one.subject for one in found] == ["before", "after", *["reference"] * 3]
+    standard = {"values": (0.25, 0.5), "noise_floor": 0.25}
+    assert found[0].reference == Reference(gap=pytest.approx(0.525), **standard)
+    assert found[1].reference == Reference(gap=pytest.approx(0.125), **standard)
+    assert [one.reference for one in found[2:]] == [None] * 3
+    assert found[4].value is None
 
 
-def test_the_same_number_twice_is_refused():
-    with pytest.raises(DataError, match=r"expunge_mia_forget_after\.auc"):
-        to_lm_eval([finding(), dataclasses.replace(finding(), value=0.1)])
+def test_a_number_that_one_model_lacks_is_said_to_be_missing():
+    before, after = Subject("before", "b", {}), Subject("after", "a", {})
+    first, second = to_findings({before: {}, after: {"t.m": number()}})
+    assert (first.value, first.n) == (None, 0)
+    assert "no such number" in first.note
+    assert second.value == 0.5
 
 
-def test_no_findings_make_no_tasks():
-    assert to_lm_eval([])["results"] == {}
+@pytest.mark.parametrize("roles", [(), ("before",), ("after", "after"), ("after", "part")])
+def test_other_sets_of_models_are_refused(roles):
+    with pytest.raises(ConfigError, match="one 'after'"):
+        to_findings({Subject(role, role, {}): {"t.m": number()} for role in roles})
+
+
+def test_every_model_is_run_on_the_same_tasks(harness, pair):
+    model, tokenizer = pair
+    folder = harness("text", fewshot_split="test", **LIKELIHOOD)
+    models = {"after": model, "before": copy.deepcopy(model), "reference": copy.deepcopy(model)}
+    for place, changed in enumerate((models["before"], models["reference"])):
+        changed.lm_head.weight.data *= 2 + place
+    loads = {role: [partial(lambda kept: (kept, tokenizer), one)] for role, one in models.items()}
+    settings = {"include_path": folder, "num_fewshot": 1, "limit": 4}
+    findings = lm_eval_findings(loads, ["text"], **settings)
+    alone = {
+        role: evaluate_tasks(one, tokenizer, ["text"], **settings)["text.perplexity"]
+        for role, one in models.items()
+    }
+    assert [one.subject for one in findings] == ["before", "after", "reference"]
+    assert len({one.value for one in findings}) == 3
+    for one in findings:
+        expected = measurement(alone[one.subject])
+        assert (one.value, one.n, one.interval) == (expected.value, 4, expected.interval)
+        assert one.model == state_digest(models[one.subject])
+        assert one.direction == "lower"
+        assert one.title.endswith("1 example)")
+    assert findings[1].reference.gap == findings[1].value - findings[2].value
+
+
+def test_a_model_that_cannot_be_loaded_is_told_before_any_is_run(harness, pair):
+    def broken():
+        raise StorageError("no such folder")
+
+    model, tokenizer = pair
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    models = {"after": [lambda: (model, tokenizer)], "reference": [broken]}
+    with pytest.raises(StorageError, match="no such folder"):
+        lm_eval_findings(models, ["books"], include_path=harness())
+    assert forwards == []
+
+
+def test_a_second_model_after_forgetting_is_refused():
+    with pytest.raises(ConfigError, match=r"'after': 2.*one 'after'"):
+        lm_eval_findings({"after": [None, None]}, ["books"])

@@ -6,27 +6,20 @@ model of a comparison. They need the extra ``lm-eval``.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
-import importlib
-import io
 import math
-import os
-import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.lm_eval_export import NORMAL, UNNAMED, half_width
+from expunge.audit.lm_eval_harness import adapt, as_it_is, module, offline, seeded, silent
 from expunge.core.errors import (
     ConfigError,
     DataError,
@@ -37,24 +30,12 @@ from expunge.core.errors import (
 )
 from expunge.core.finding import Direction, Finding, Interval
 from expunge.core.finding import Subject as Role
-from expunge.engine.device import forked_random
-from expunge.engine.modes import evaluating
 from expunge.engine.weights import require_finite, state_digest
 
 AUDIT = "lm_eval"
 VERSION = 1
 RESAMPLES = 1000
-_SWITCHES = (
-    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
-    ("datasets.config", "HF_HUB_OFFLINE"),
-    ("evaluate.config", "HF_EVALUATE_OFFLINE"),
-)
-_VARIABLES = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_EVALUATE_OFFLINE": "1",
-    "DISABLE_MULTIPROC": "1",  # bootstraps in this process, none forked beside torch's threads
-}
+_ROLES: tuple[Role, ...] = ("before", "after", "reference")
 
 Load = Callable[[], tuple[Any, Any]]
 """Returns a model and its tokenizer."""
@@ -156,21 +137,15 @@ def lm_eval_findings(
 
     Raises:
         ExpungeError: As ``evaluate_tasks``, or a model cannot be loaded.
-        ConfigError: There is not one model after forgetting, or there are others that are not
+        ConfigError: There is not one model after forgetting, or there are some that are not
             compared.
     """
-    counts = {role: len(loads) for role, loads in models.items() if loads}
-    if counts.get("after") != 1 or counts.get("before", 0) > 1 or counts.get("part"):
-        raise ConfigError(
-            f"lm_eval: models = {counts}: give one 'after', at most one 'before' and any number of "
-            "'reference'"
-        )
+    _check_roles({role: len(loads) for role, loads in models.items()})
     _check(tasks, include_path, limit, batch_size, num_fewshot)
     found = _find(tasks, include_path)
-    roles: tuple[Role, ...] = ("before", "after", "reference")
     loads = [
         (role, load, place if role == "reference" else None)
-        for role in roles
+        for role in _ROLES
         for place, load in enumerate(models.get(role, ()))
     ]
     for _, load, _ in loads:
@@ -224,10 +199,15 @@ def to_findings(numbers: Mapping[Subject, Mapping[str, TaskNumber]]) -> list[Fin
 
     Returns:
         For each number one finding per model: before, after, references.
+
+    Raises:
+        ConfigError: There is not one model after forgetting, or there are some that are not
+            compared.
     """
     by_role: dict[Role, list[Subject]] = {}
     for subject in numbers:
         by_role.setdefault(subject.role, []).append(subject)
+    _check_roles({role: len(subjects) for role, subjects in by_role.items()})
     (after,) = by_role["after"]
     evidence = Evidence(
         after=after,
@@ -279,6 +259,14 @@ def _check(
         raise StorageError(f"include_path = {str(include_path)!r} is no folder of YAML tasks")
 
 
+def _check_roles(counts: Mapping[Role, int]) -> None:
+    if counts.get("after") != 1 or counts.get("before", 0) > 1 or not {*counts} <= {*_ROLES}:
+        raise ConfigError(
+            f"lm_eval: models of {dict(counts)}: give one 'after', at most one 'before' and any "
+            "number of 'reference'"
+        )
+
+
 def _require_language_model(model: Any) -> None:
     if not hasattr(model, "config") or not hasattr(model, "device"):
         raise UnsupportedModelError(
@@ -286,17 +274,6 @@ def _require_language_model(model: Any) -> None:
             f"{type(model).__name__}"
         )
     require_finite(model.state_dict(), "the model")
-
-
-def _module(name: str) -> Any:
-    """Import a module that the extra brings."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tasks of lm-evaluation-harness need {error.name}, which is not installed; install "
-            "with: pip install 'expunge[lm-eval]'"
-        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,9 +287,9 @@ class _Found:
 def _find(tasks: Sequence[str], include_path: str | Path | None) -> _Found:
     """Find tasks by name; the harness's own folder of thousands is read only when one is asked."""
     names = list(tasks)
-    make = _module("lm_eval.tasks").TaskManager
+    make = module("lm_eval.tasks").TaskManager
     manager = None
-    with _silent(), _offline():
+    with silent(), offline():
         if include_path is not None:
             manager = make(include_path=str(include_path), include_defaults=False)
         if manager is None or not set(names) <= set(manager.all_subtasks):
@@ -339,12 +316,12 @@ def _evaluate(
     num_fewshot: int | None,
     seed: int,
 ) -> dict[str, TaskNumber]:
-    evaluate = _module("lm_eval.evaluator").evaluate
-    with _silent(), _offline(), _seeded(seed, str(model.device)), _as_it_is(model):
+    evaluate = module("lm_eval.evaluator").evaluate
+    with silent(), offline(), seeded(seed, str(model.device)), as_it_is(model):
         built = _build(found)
         deaf = _set_examples(built["tasks"].values(), num_fewshot, seed)
         results = evaluate(
-            lm=_adapt(model, tokenizer, batch_size),
+            lm=adapt(model, tokenizer, batch_size),
             task_dict=built,
             limit=limit,
             bootstrap_iters=RESAMPLES,
@@ -391,98 +368,6 @@ def _set_examples(tasks: Iterable[Any], num_fewshot: int | None, seed: int) -> l
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
     return deaf
-
-
-def _adapt(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    harness = _module("lm_eval.models.huggingface").HFLM(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),  # it is given a padding token
-        backend="causal",
-        batch_size=batch_size,
-    )
-    if getattr(model, "reads_prompt", False):
-        score = harness._loglikelihood_tokens
-        harness._loglikelihood_tokens = partial(_score_each, score, model, harness.max_length)
-    return harness
-
-
-def _score_each(
-    score: Any, model: Any, length: int, requests: Iterable[Any], **options: Any
-) -> list[Any]:
-    """Score one request at a time and tell the model which of its tokens were asked."""
-    answers: list[Any] = []
-    for request in requests:
-        _, context, continuation = request
-        # The harness keeps the last tokens, and feeds all of them but the last one.
-        cut = max(len(context) + len(continuation) - 1 - length, 0)
-        asked = torch.ones(1, max(len(context) - cut, 0), dtype=torch.bool, device=model.device)
-        tell = partial(_with_prompt, asked)
-        hook = model.register_forward_pre_hook(tell, with_kwargs=True)
-        try:
-            answers += score([request], **options)
-        finally:
-            hook.remove()
-    return answers
-
-
-def _with_prompt(
-    asked: torch.Tensor, _: nn.Module, args: Any, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    return args, {**options, "prompt_mask": asked}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the harness from printing and drawing; errors are raised."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Keep the libraries that fetch data off the network; they read their switch when imported."""
-    with ExitStack() as stack:
-        for name, switch in _SWITCHES:
-            module = _module(name)
-            stack.callback(setattr, module, switch, getattr(module, switch))
-            setattr(module, switch, True)
-        for name, value in _VARIABLES.items():
-            stack.callback(_set_variable, name, os.environ.get(name))
-            os.environ[name] = value
-        yield
-
-
-def _set_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
-
-
-@contextmanager
-def _seeded(seed: int, device: str) -> Iterator[None]:
-    """Seed the global random states that tasks draw from, and restore them."""
-    own, arrays = random.getstate(), np.random.get_state()
-    with forked_random(device):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(own)
-            np.random.set_state(arrays)
-
-
-@contextmanager
-def _as_it_is(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode and keep its weights as they are: the harness would tie them."""
-    with evaluating(model):
-        vars(model)["tie_weights"] = lambda *_, **__: None
-        try:
-            yield
-        finally:
-            del vars(model)["tie_weights"]
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, TaskNumber]:

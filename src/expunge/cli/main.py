@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from expunge.cli.catalogue import catalogue
+from expunge.cli.lm_eval import app as lm_eval
 from expunge.core.errors import ConfigError, ExpungeError, Interrupted
 
 if TYPE_CHECKING:
@@ -81,21 +82,26 @@ def forget(
 
 
 imports = typer.Typer(add_completion=False, rich_markup_mode=None)
+_AUDITS = {"import": imports, "lm-eval": lm_eval}
 
 
 class _Audit(TyperCommand):
-    """``audit``, which hands ``audit import`` to a command of its own."""
+    """``audit``, which hands ``audit import`` and ``audit lm-eval`` to commands of their own."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
-        if args[:1] == ["import"]:
-            command = typer.main.get_command(imports)
-            return command.make_context(f"{info_name} import", args[1:], parent, **extra)
+        if args and args[0] in _AUDITS:
+            command = typer.main.get_command(_AUDITS[args[0]])
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
-@app.command(cls=_Audit, epilog="Published evaluation logs are read by: expunge audit import LOG")
+@app.command(
+    cls=_Audit,
+    epilog="Published evaluation logs are read by: expunge audit import LOG. "
+    "Tasks of lm-evaluation-harness are run by: expunge audit lm-eval",
+)
 def audit(
     before: Annotated[str, typer.Option(help="Model before forgetting: folder or hub name.")],
     after: Annotated[str, typer.Option(help="Model after forgetting.")],
