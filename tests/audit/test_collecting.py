@@ -193,6 +193,27 @@ def test_batch_size_changes_no_number(language_model, data, batch_size):
         )
 
 
+def test_padding_side_and_order_change_no_number(language_model, data, people):
+    model, task = language_model
+    dataset, _ = data
+    readings = (FORGET, Reading("forget", "perturbed:0"))
+    forward, backward = people.ids, people.ids[::-1]
+    found = []
+    for ids, side in ((forward, "right"), (forward, "left"), (backward, "right")):
+        task.tokenizer.padding_side = side
+        try:
+            found.append(run_of(model, task, (dataset, Sets(forget=ids)), readings))
+        finally:
+            task.tokenizer.padding_side = "right"
+    for other in found[1:]:
+        for reading in readings:
+            one, two = (
+                dict(zip(s.ids, s.nll_R, strict=True))
+                for s in (found[0].scores[reading], other.scores[reading])
+            )
+            assert one == pytest.approx(two, abs=1e-5)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
 def test_an_attack_sees_some_records_and_others_are_scored(share):
     ids = tuple(f"r{i}" for i in range(10))

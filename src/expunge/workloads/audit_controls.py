@@ -243,25 +243,25 @@ class _Bench:
             if path.exists():
                 model = fresh_model(world, 0)
                 load_into(model, load_tensors(path), str(path))
-                return model.eval()  # type: ignore[no-any-return]
+                return model.eval()
             records = world.dataset.train if kind == "original" else world.kept
             seed = i if kind == "original" else 1000 + i
             model = trained(world, records, self.training, seed, self.run)
             save_tensors(model.state_dict(), path)
-            return model  # type: ignore[no-any-return]
+            return model
         original = self.model(f"original-{i}")
         forget = world.dataset.train.select(world.sets.forget)
         if kind.startswith("tuned."):
             epochs = int(kind.removeprefix("tuned."))
             made = fakes.preference_optimised(original, world, i, self.run, epochs=epochs)
-            return made  # type: ignore[no-any-return]
+            return made
         makers: Mapping[str, Callable[[], Any]] = {
             "lookup": lambda: fakes.lookup_filter(original, world.task, forget),
             "noise": lambda: fakes.noisy_logits(original, i, 2.0),
             "over_forgotten": lambda: fakes.over_forgotten(original, world, i, self.run, epochs=10),
             "last_layer": lambda: fakes.head_edited(original, world, i, self.run, epochs=60),
         }
-        return makers[kind]()  # type: ignore[no-any-return]
+        return makers[kind]()
 
 
 _SIZES = ("rounds", "positive_rounds", "retrains", "originals", "tuned")
