@@ -148,6 +148,21 @@ def test_a_bench_leaves_numbers_properties_a_plot_a_table_and_a_page(small):
     assert not (small / "models").exists()
 
 
+def test_attacks_are_repeated_after_each_request(small):
+    """What an audit found after one request need not hold after the next."""
+    attack = {"name": "quantize", "bits": [8], "pruning": []}
+    page = run_workload("muse", {**SETTINGS, "attacks": [attack]}, small, Run())
+    rows = [row["numbers"]["attacks"] for row in results_of(small)["rows"]]
+    assert [len(row) for row in rows] == [1, 1, 1, 1]
+    assert {row[0]["audit"] for row in rows} == {"quantize"}
+    assert all(row[0]["planned"] >= row[0]["carried_out"] for row in rows)
+    table = (small / "table.md").read_text()
+    assert table.count("| quantize | ") == 3  # the first request is the same for both
+    assert "2 successive requests (72 records)" in page.read_text()
+    with pytest.raises(ConfigError, match="no audits entry 'quantise'"):
+        run_workload("muse", {**SETTINGS, "attacks": ["quantise"]}, small, Run())
+
+
 def test_a_bench_that_was_stopped_goes_on_and_ends_with_the_same_numbers(small, monkeypatch):
     settings = {**SETTINGS, "folds": 3}
     whole, stopped = small / "whole", small / "stopped"

@@ -32,6 +32,7 @@ from expunge.forget.method import Forgotten, Given, apply, methods
 from expunge.forget.method import parse_config as parse_method
 from expunge.models.source import Loaded, load_model_source
 from expunge.models.store import ARCHITECTURE, load_saved, save_model
+from expunge.pipeline.recipe import Part, split_part
 from expunge.workloads.lm_fixtures import FIXTURES, Fixture
 from expunge.workloads.muse_folds import disjoint_folds, nested_folds
 from expunge.workloads.muse_page import METRICS, write_muse
@@ -60,6 +61,8 @@ class MuseBench:
     """Seed of the method."""
     max_records: Annotated[int, Field(ge=0)] = 100
     """Most records of each set that a model writes for; 0 takes all."""
+    attacks: tuple[Part, ...] = ()
+    """Audits under attack (``relearn``, say) to repeat after each request, with their settings."""
 
 
 @workload("muse", title="one method under growing and successive requests, audited as MUSE does")
@@ -131,6 +134,11 @@ class _Bench:
         self.audit = audits.get("muse")
         told = {"utility_set": self.fixture.held, "max_records": settings.max_records}
         self.audit_settings = parse_config(self.audit, told)
+        self.attacks = []
+        for part in settings.attacks:
+            name, own = split_part(part, "attacks")
+            info = audits.get(name)
+            self.attacks.append((info, parse_config(info, own)))
         self.dataset: Dataset = self.fixture.dataset()
         self.whole = self.fixture.sets(self.dataset)
         forget = self.dataset.train.select(self.whole.forget)
@@ -262,8 +270,11 @@ class _Bench:
             for seed, one in enumerate(self.references, start=1)
         )
         evidence = Evidence(after, before, references, sets.digest())
-        findings = run_audit(self.audit, self.audit_settings, evidence, Run(self.settings.seed))
+        run = Run(self.settings.seed)
+        findings = run_audit(self.audit, self.audit_settings, evidence, run)
+        attacked = [run_audit(info, own, evidence, run) for info, own in self.attacks]
         return {
+            "attacks": [_attacked(found) for found in attacked],
             "before": _told(findings, "before"),
             "after": _told(findings, "after"),
             "retrained": _mean(findings),
@@ -275,7 +286,7 @@ class _Bench:
             self.original.task,
             self.dataset,
             sets,
-            plan_readings([(self.audit, self.audit_settings)], self.dataset),
+            plan_readings([(self.audit, self.audit_settings), *self.attacks], self.dataset),
             Run(self.settings.seed, device=self.run.device),
             role=role,
             seed=seed,
@@ -287,6 +298,7 @@ class _Bench:
         """Return the digest of everything that decides the numbers of a job."""
         parts = self.folds[:step] if drive == "sustainability" else [self.nested[step - 1]]
         audited = [self.audit.version, to_json(self.audit_settings)]
+        audited += [[info.name, info.version, to_json(own)] for info, own in self.attacks]
         method = [self.settings.method, self.method_settings, self.settings.seed]
         data = self.dataset.digest()
         return digest_json([self.digests, data, audited, method, drive, [list(p) for p in parts]])
@@ -304,6 +316,22 @@ def _method_settings(info: Any, fixture: Fixture, given: Mapping[str, Any]) -> d
     if "scope" in names and fixture.scope:
         merged["scope"] = given.get("scope", dict(fixture.scope))
     return merged
+
+
+def _attacked(findings: list[Finding]) -> dict[str, Any]:
+    """Return the headline of an audit under attack, and how much of it could be carried out."""
+    after = [one for one in findings if one.subject == "after"]
+    rates = [one for one in after if one.metric.startswith("excess")]
+    head = next((one for one in rates if one.metric == "excess"), rates[0] if rates else None)
+    return {
+        "audit": findings[0].audit if findings else "",
+        "value": None if head is None else head.value,
+        "low": head.interval.low if head is not None and head.interval else None,
+        "high": head.interval.high if head is not None and head.interval else None,
+        "note": "" if head is None else head.note,
+        "carried_out": sum(one.value is not None for one in rates),
+        "planned": len(rates),
+    }
 
 
 def _told(findings: list[Finding], subject: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ METRICS: Mapping[str, str] = {
     "privleak": "PrivLeak (C3)",
     "utility": "utility (C4)",
 }
+ATTACK_HEAD = ["attack", "after", "excess over retrained models", "carried out", "remark"]
 PAGE, TABLE, PLOT = "muse.html", "table.md", "utility.svg"
 DRIVES: Mapping[str, str] = {
     "scalability": "one request",
@@ -39,6 +40,9 @@ def write_muse(folder: Path, results: Mapping[str, Any]) -> Path:
     """
     rows, sentences = body(results), remarks(results)
     text = markdown(head(), rows) + "\n" + "".join(f"- {sentence}\n" for sentence in sentences)
+    attacked = attack_rows(results)
+    if attacked:
+        text += "\n" + markdown(ATTACK_HEAD, attacked)
     write_text(folder / TABLE, text)
     plot = utility_plot(results)
     write_text(folder / PLOT, plot)
@@ -50,6 +54,8 @@ def write_muse(folder: Path, results: Mapping[str, Any]) -> Path:
         head=head(),
         rows=rows,
         remarks=sentences,
+        attack_head=ATTACK_HEAD,
+        attacks=attacked,
         plot="data:image/svg+xml;base64," + base64.b64encode(plot.encode()).decode(),
     )
     write_text(page, shown)
@@ -82,6 +88,31 @@ def body(results: Mapping[str, Any]) -> list[list[str]]:
                 cells = _cells(row["numbers"]["after"])
                 table.append([label, count, *cells, str(row["steps"])])
     return table
+
+
+def attack_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the excess of each repeated attack after each request, and how much was carried out.
+
+    Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), persistence.
+    """
+    return [
+        [
+            found["audit"],
+            f"{_drive_words(row['drive'], row['step'])} ({row['records']} records)",
+            _share(found),
+            f"{found['carried_out']} of {found['planned']}",
+            found["note"],
+        ]
+        for row in results["rows"]
+        if not (row["step"] == 1 and row["drive"] == "sustainability")
+        for found in row["numbers"].get("attacks", ())
+    ]
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if found["value"] is None or found["low"] is None:
+        return MISSING
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
