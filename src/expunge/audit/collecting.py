@@ -7,6 +7,7 @@ length of answers. A model that was scored before is not run again.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ class _Pass:
         treated = bool(group[0].treatment)
         seen = [see(self.task, self.scene, reading) for reading in group]
         key = {
-            "version": VERSION,
+            "version": [VERSION, importlib.metadata.version("expunge")],
             "model": self.digest,
             "readings": [_plain(reading) for reading in group],
             "tasks": [task.fingerprint() for task, _ in seen],
