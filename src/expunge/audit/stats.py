@@ -14,6 +14,7 @@ from expunge.core.finding import Interval
 from expunge.core.streams import stream
 
 RESAMPLES = 1000
+_DRAWN = 2**20  # numbers that are drawn at once
 
 
 def clopper_pearson(successes: float, n: int, level: float = 0.95) -> Interval:
@@ -48,7 +49,9 @@ def bootstrap_means(
     """
     n = len(values)
     draws = stream(seed, "bootstrap", purpose)
-    return np.array([values[draws.integers(n, size=n)].mean() for _ in range(resamples)])
+    at_once = max(1, _DRAWN // n)
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    return np.concatenate([values[draws.integers(n, size=(k, n))].mean(axis=1) for k in sizes])
 
 
 def percentile_interval(draws: np.ndarray, level: float = 0.95) -> Interval:
