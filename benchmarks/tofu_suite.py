@@ -196,7 +196,8 @@ def main() -> None:
     arms = {name: lambda way=way: way(model, task, dataset, sets) for name, way in ways.items()}
     first, timings = alternate(arms, options.rounds)
     for name, expected in first["public way"].items():
-        tolerance = 1e-4 if name.endswith("pp") else 1e-6
+        # Thirty layers of float32 round more than five.
+        tolerance = 1e-4 if name.endswith("pp") else 1e-5 if options.smollm2 else 1e-6
         np.testing.assert_allclose(
             first["suite"][name], expected, tolerance, 2 * tolerance, err_msg=name
         )
@@ -218,7 +219,8 @@ def main() -> None:
         "ratios": ratios,
     }
     report(f"TOFU suite: {count} scored sequences", rows, numbers, options.json)
-    print(f"{len(first['suite'])} columns of values agree to 1e-6 (Min-K%++ to 1e-4)")
+    exact = "1e-5" if options.smollm2 else "1e-6"
+    print(f"{len(first['suite'])} columns of values agree to {exact} (Min-K%++ to 1e-4)")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,9 @@ def test_kept_scores_are_used_bit_by_bit(language_model, data, tmp_path, monkeyp
     )
 
 
-@pytest.mark.parametrize("what", ["weights", "template", "records", "length", "batch"])
+@pytest.mark.parametrize(
+    "what", ["weights", "config", "template", "context", "records", "length", "batch"]
+)
 def test_kept_scores_serve_the_same_question_only(language_model, data, tmp_path, what):
     model, task = language_model
     reading = Reading("forget", max_new_tokens=3, measures=("rouge_l",))
@@ -117,6 +119,13 @@ def test_kept_scores_serve_the_same_question_only(language_model, data, tmp_path
         model = copy.deepcopy(model)
         with torch.no_grad():
             next(model.parameters()).add_(1e-3)
+    elif what == "config":
+        import copy
+
+        model = copy.deepcopy(model)
+        model.config.rope_parameters = {"rope_type": "default", "rope_theta": 17.0}
+    elif what == "context":
+        task = type(task)(task.tokenizer, task.template, context=8)
     elif what == "template":
         task = task.with_template(dataclasses.replace(task.template, prompt="who {question}"))
     elif what == "records":

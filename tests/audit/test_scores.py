@@ -93,7 +93,7 @@ def test_classifier_has_one_target_per_record():
     expected = [2 - math.log(math.e**2 + 2), 0 - math.log(math.e**3 + 2)]
     np.testing.assert_allclose(scores.logprob_N, expected, atol=1e-6)
     np.testing.assert_array_equal(scores.n_R, [1, 1])
-    np.testing.assert_array_equal(scores.rank_N, [0, 1])
+    np.testing.assert_array_equal(scores.rank_N, [0, 2])  # symbol 0 is as likely and comes first
 
 
 def test_entropy_survives_symbols_that_are_ruled_out():
@@ -142,3 +142,16 @@ def test_rouge_l_recall():
     answers = ["the cat", "dogs", "a cat was sitting on the mats"]
     truths = ["the cat", "the cat", "the cat sat on the mat"]
     np.testing.assert_allclose(rouge_l_recall(answers, truths), [1.0, 0.0, 4 / 6], atol=1e-9)
+
+
+def test_of_equal_symbols_the_first_is_the_choice():
+    """A model that prefers nothing has not memorised the symbol that happens to be asked for."""
+    from expunge.audit.scores import _describe
+    from expunge.engine.task import Predictions
+
+    logits_NV = torch.zeros(3, 5)
+    logits_NV[2, 3] = 1.0
+    predictions = Predictions(logits_NV, torch.tensor([0, 2, 4]), torch.arange(3), 3)
+    _, rank_N, _, _ = _describe(predictions)
+    assert rank_N.tolist() == [0, 2, 4]
+    assert logits_NV.argmax(1).tolist() == [0, 0, 3]

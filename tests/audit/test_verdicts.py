@@ -87,3 +87,9 @@ def test_the_chance_of_any_false_pass_is_bounded():
         together += any(one.verdict != "inconclusive" for one in judged_together(found))
     assert alone > 200
     assert together <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_an_interval_without_width_decides_nothing_among_others():
+    exact = finding(-1.0, 0.0, error=0.0)
+    assert (exact.verdict, p_value(exact)) == ("pass", 1.0)
+    assert judged_together([exact, finding(-5.0, 0.0)])[0].verdict == "inconclusive"

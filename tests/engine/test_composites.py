@@ -249,3 +249,9 @@ def test_it_is_one_model_to_count_and_move(model, assistant):
     assert made.get_input_embeddings() is model.get_input_embeddings()
     assert np.isclose(made.config.vocab_size, model.config.vocab_size)
     assert made.output_heads() == [model.get_output_embeddings(), assistant.get_output_embeddings()]
+
+
+def test_the_settings_of_a_composite_are_part_of_its_digest(model, assistant):
+    """Two strengths are two models, though their weights are the same."""
+    one, same, other = (composed(model, assistant, alpha=alpha) for alpha in (0.1, 0.1, 3.0))
+    assert state_digest(one) == state_digest(same) != state_digest(other)

@@ -5,7 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from expunge.audit.scores import score, score_together
 from expunge.core.records import Records
@@ -156,6 +165,19 @@ def test_models_whose_cache_cannot_be_cut_go_without(questions_world):
         )
     )
     assert not keeps_cache(windowed)
+    local = GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            window_size=4,
+        )
+    )
+    assert not keeps_cache(local)
+    places = MptForCausalLM(MptConfig(vocab_size=40, d_model=16, n_heads=2, n_layers=1))
+    assert not keeps_cache(places)  # it counts the cache's places, padding included
     assert not keeps_cache(torch.nn.Linear(2, 2))
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,18 +202,41 @@ class _Pass:
         seen = [see(self.task, self.scene, reading) for reading in group]
         key = {
             "version": [VERSION, importlib.metadata.version("expunge")],
-            "model": self.digest,
+            "model": [self.digest, _architecture(self.model)],
             "readings": [_plain(reading) for reading in group],
             "tasks": [task.fingerprint() for task, _ in seen],
             "records": [[records.digest(), digest_json(records.ids)] for _, records in seen],
             "batch": self.batch_size,
-            "machine": [torch.__version__, self.run.device, torch.get_num_threads()],
+            "context": [getattr(task, "context", None) for task, _ in seen],
+            "machine": [*_libraries(), self.run.device, torch.get_num_threads()],
             # A treatment draws on other records, too.
             "data": [self.scene.dataset.digest(), self.scene.sets.digest(), self.scene.seed]
             if treated
             else None,
         }
         return self.cache / f"{digest_json(key)}.parquet"
+
+
+def _libraries() -> list[str]:
+    names = ("torch", "transformers", "numpy", "scikit-learn")
+    found = []
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found
+
+
+def _architecture(model: nn.Module) -> str:
+    """Digest what decides a model's output beside its weights, as far as it says so itself."""
+    told = [
+        part.config.to_dict()
+        for part in model.modules()
+        if hasattr(getattr(part, "config", None), "to_dict")
+    ]
+    for settings in told:
+        for name in ("_name_or_path", "transformers_version"):
+            settings.pop(name, None)
+    return digest_json(json.loads(json.dumps([str(model), told], default=str)))
 
 
 def _recalled(path: Path | None, group: Sequence[Reading]) -> Mapping[Reading, Scores]:

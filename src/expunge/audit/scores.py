@@ -37,7 +37,7 @@ class Scores:
         ids: Record ids, length R.
         offsets: Where each record's targets begin, and the end: length R + 1.
         logprob_N: Log-probability of the target, in nats.
-        rank_N: How many symbols the model holds more likely than the target; 0 is the top.
+        rank_N: How many symbols the model would choose before the target; 0 is the greedy choice.
         mean_N: Mean log-probability under the model's own distribution: minus its entropy.
         variance_N: Variance of the log-probability under the model's own distribution.
         measured: Further numbers of each record by name, length R each; see ``audit.measures``.
@@ -88,7 +88,7 @@ class Scores:
 
     @property
     def greedy_N(self) -> np.ndarray:
-        """Whether no symbol is more likely than the target."""
+        """Whether the target is the model's greedy choice."""
         return self.rank_N == 0
 
     @property
@@ -252,7 +252,10 @@ def _describe(predictions: Predictions) -> torch.Tensor:
 def _describe_piece(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     logprobs_NV = torch.log_softmax(logits_NV, dim=1)
     target_N1 = logprobs_NV.gather(1, targets_N[:, None])
-    rank_N = (logprobs_NV > target_N1).sum(1)
+    # Of equals the first counts as likelier, as for argmax: a model without preferences knows none.
+    places_V = torch.arange(logprobs_NV.shape[1], device=logprobs_NV.device)
+    before_NV = (logprobs_NV == target_N1) & (places_V < targets_N[:, None])
+    rank_N = ((logprobs_NV > target_N1) | before_NV).sum(1)
     probs_NV = logprobs_NV.exp()
     logprobs_NV.clamp_(min=_LOWEST)
     mean_N = torch.linalg.vecdot(probs_NV, logprobs_NV)

@@ -59,6 +59,6 @@ def p_value(finding: Finding) -> float | None:
     distance = abs(value - bound)
     half = value - interval.low if bound < value else interval.high - value
     if half <= 0:
-        return 0.0 if distance > 0 else 1.0
+        return 1.0  # an interval without width knows nothing of its error
     errors = stats.norm.isf((1 - interval.level) / 2) * distance / half
     return float(2 * stats.norm.sf(errors))

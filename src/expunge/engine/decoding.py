@@ -29,17 +29,21 @@ Encoded = tuple[list[int], int]
 def keeps_cache(model: nn.Module) -> bool:
     """Return whether a model's past keys and values can be kept, repeated and thinned out.
 
-    Composites hold several caches, and layers with a window or a state have none that can be cut.
+    Composites hold several caches; layers with a window or a state have none that can be cut; and
+    models that take no positions count the cache's places, padding included.
     """
     if hasattr(model, "parts") or getattr(model, "reads_prompt", False):
         return False
     settings = getattr(model, "config", None)
+    if "local" in str(getattr(settings, "attention_types", "")):
+        return False
+    takes = inspect.signature(model.forward).parameters
     kinds = set(getattr(settings, "layer_types", None) or ["full_attention"])
     window = getattr(settings, "sliding_window", None) and getattr(
         settings, "use_sliding_window", True
     )
     return (
-        "past_key_values" in inspect.signature(model.forward).parameters
+        {"past_key_values", "position_ids"} <= takes.keys()
         and kinds == {"full_attention"}
         and not window
     )

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from expunge.core.digest import canonical_json
+from expunge.core.digest import canonical_json, digest_json
 from expunge.core.errors import (
     DataError,
     IntegrityError,
@@ -26,8 +26,14 @@ WEIGHTS = "model.safetensors"
 
 
 def state_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and buffers; see ``tensors_digest``."""
-    return tensors_digest(model.state_dict())
+    """Return the SHA-256 of a model's parameters and buffers; see ``tensors_digest``.
+
+    The settings of a composite (a strength, say) decide its output as weights do, so they are in.
+    """
+    digest = tensors_digest(model.state_dict())
+    if not hasattr(model, "parts"):
+        return digest
+    return digest_json([digest, model.kind, model.settings()])  # type: ignore[operator]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
