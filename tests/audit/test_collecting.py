@@ -125,7 +125,7 @@ def test_kept_scores_serve_the_same_question_only(language_model, data, tmp_path
         model = copy.deepcopy(model)
         model.config.rope_parameters = {"rope_type": "default", "rope_theta": 17.0}
     elif what == "context":
-        task = type(task)(task.tokenizer, task.template, context=8)
+        task = type(task)(task.tokenizer, task.template, context=50)
     elif what == "template":
         task = task.with_template(dataclasses.replace(task.template, prompt="who {question}"))
     elif what == "records":

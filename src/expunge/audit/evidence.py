@@ -48,7 +48,8 @@ class Measurement:
         n: How many records it rests on.
         interval: Confidence interval, where one exists.
         note: What the number does not show, or why it is missing.
-        verdict: Overrides the comparison with the threshold.
+        verdict: Overrides the comparison with the threshold; a bound that does not apply leaves it
+            open whether it is met, which is ``inconclusive``.
     """
 
     value: float | None
@@ -148,6 +149,8 @@ class Evidence:
             verdict: Verdict = "not_applicable"
             if judged and threshold is not None:
                 verdict = judge(found.value, found.interval, threshold, direction)
+            if found.verdict and not (judged and found.verdict == "not_applicable"):
+                verdict = found.verdict
             findings.append(
                 Finding(
                     audit=self.audit,
@@ -166,7 +169,7 @@ class Evidence:
                     if subject.role == "reference"
                     else _beside(found, standards, 3 if pairwise else 2),
                     threshold=threshold if judged else None,
-                    verdict=found.verdict or verdict,
+                    verdict=verdict,
                     version=self.version,
                     model=subject.model,
                     sets=self.sets,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from expunge.audit.evidence import Measurement
-from expunge.audit.recovery import JUDGED_RECORDS, LEAST_RECORDS, interval_of
+from expunge.audit.recovery import JUDGED_RECORDS, LEAST_RECORDS, interval_of, no_leak_bound
 from expunge.core.finding import Verdict, judge
 
 HALF = 0.5
@@ -107,7 +107,9 @@ def steps_ratio(own: Curve, others: Sequence[Curve], bound: float | None) -> Mea
         return Measurement(None, own.n, note=note)
     means_S = np.mean([draws_S for _, draws_S in theirs], axis=0)
     draws_S = np.divide(mine[1], means_S, where=means_S > 0, out=np.full_like(means_S, np.nan))
-    interval, value = interval_of(draws_S), mine[0] / mean
+    interval, value = interval_of(draws_S, no_leak_bound(own.n, 0.975)), mine[0] / mean
+    if interval is not None:
+        interval = dataclasses.replace(interval, low=max(interval.low, 0.0))
     note, decisive = "", {"pass", "fail"}
     if never[0]:
         note, decisive = f"at least; one half is not reached in {last} steps", {"pass"}

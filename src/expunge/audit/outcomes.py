@@ -20,6 +20,7 @@ from expunge.audit.recovery import (
     no_leak_bound,
     record_scores,
     recovery,
+    references_told,
 )
 from expunge.audit.recovery import By as By
 from expunge.audit.stats import RESAMPLES, bootstrap_means, percentile_interval
@@ -129,16 +130,18 @@ class Share:
         draws: Its bootstrap draws, paired between models with the same records.
         n: Records it rests on.
         note: Why there is none.
+        least: How far it may be off where no draw differs; see ``interval_of``.
     """
 
     value: float | None
     draws: np.ndarray
     n: int
     note: str = ""
+    least: float = 0.0
 
     def measured(self) -> Measurement:
         """Return the share with the interval of its draws."""
-        interval = interval_of(self.draws) if len(self.draws) else None
+        interval = interval_of(self.draws, self.least) if len(self.draws) else None
         return Measurement(self.value, self.n, interval, self.note)
 
 
@@ -159,11 +162,14 @@ def share_of(part_R: np.ndarray, whole_R: np.ndarray, seed: int, purpose: str) -
         return Share(None, nothing, n, NOT_FALLEN)
     parts, wholes = (bootstrap_means(one_R, seed, purpose) for one_R in (part_R, whole_R))
     draws = np.divide(parts, wholes, where=wholes > 0, out=np.full(RESAMPLES, np.nan))
-    return Share(value, draws, n)
+    least = no_leak_bound(n, 0.975) / float(whole_R.mean())
+    return Share(value, draws, n, least=least)
 
 
 def excess_of(own: Share, others: list[Share]) -> Measurement:
     """Return how much more comes back than in retrained models, with a paired interval.
+
+    There is no interval where fewer than half of the references have a share.
 
     Args:
         own: The share of one model.
@@ -177,7 +183,9 @@ def excess_of(own: Share, others: list[Share]) -> Measurement:
         return Measurement(None, own.n, note=why)
     value = own.value - float(np.mean([other.value for other in known]))
     draws = own.draws - np.mean([one.draws for one in known], axis=0)
-    return Measurement(value, own.n, interval_of(draws))
+    enough = 2 * len(known) >= len(others)
+    interval = interval_of(draws, own.least) if enough else None
+    return Measurement(value, own.n, interval, references_told(len(known), len(others)))
 
 
 def bounded(subject: Subject, found: Measurement, bound: float | None) -> Measurement:

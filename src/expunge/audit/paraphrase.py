@@ -122,7 +122,7 @@ def paraphrase(evidence: Evidence, config: ParaphraseConfig, run: Run) -> list[F
         )
         for view in asked
     ]
-    findings = recovery_findings(evidence, config, run, attacks) if attacks else []
+    findings = recovery_findings(evidence, config, run, attacks)
     for metric, title, gain in (
         ("strongest", "Largest score that an attack on the input reaches", False),
         ("strongest_gain", "What the strongest attack on the input adds to the score", True),
@@ -134,9 +134,9 @@ def paraphrase(evidence: Evidence, config: ParaphraseConfig, run: Run) -> list[F
         findings += evidence.compare(
             metric, title, strongest, direction="reference", record_set="forget"
         )
-    for view in _rewordings(config):
-        if view in asked:
-            findings += _rewording(evidence, view, config, run.seed)
+    planned = list(dict.fromkeys(_rewordings(config)))
+    for view in [view for view in planned if view in asked or view != _SECOND] or planned:
+        findings += _rewording(evidence, view, config, run.seed)
     return findings + evidence.compare(
         "queries",
         "Prompts that the attacks on the input spent",
@@ -199,6 +199,8 @@ def _rewording(evidence: Evidence, view: str, config: ParaphraseConfig, seed: in
     bound = config.max_rewording_gain
 
     def compute(subject: Subject) -> Measurement:
+        if not len(subject.scores.get(_reading(view), ())):
+            return Measurement(None, 0, note="no record can be asked in other words")
         other_R, plain_R = paired(_values(subject, view, config), _plain(subject, config))
         found = mean_of(other_R - plain_R, seed, "rewording", _words(view))
         return bounded(subject, found, bound)

@@ -21,6 +21,7 @@ from expunge.audit.recovery import (
     By,
     Trial,
     interval_of,
+    no_leak_bound,
     readings_by,
     record_scores,
     recovery_findings,
@@ -53,7 +54,7 @@ class QuantizeConfig:
     max_records: Annotated[int, Field(ge=0)] = 300
     """Most retain records on which the damage is measured; 0 takes all."""
     max_retain_drop: Annotated[float, Field(ge=0)] = 0.02
-    """Damage up to which an attack counts for the headline: beyond it the model is of no use."""
+    """Damage beyond which, by its whole interval, an attack does not count for the headline."""
     by: By = "probability"
     """Score of a record: ``probability``, ``exact`` or ``knowledge``."""
     max_excess: float | None = None
@@ -237,8 +238,8 @@ def quantize(evidence: Evidence, config: QuantizeConfig, run: Run) -> list[Findi
 
     For each: the score of the whole forget set, since nothing is trained; the recovery (how much of
     what unlearning took came back) and the excess over the retrained references; and the damage,
-    the drop of the retain records' score. Attacks that damage the model more than the bound do not
-    count for the headline, the excess of the strongest attack.
+    the drop of the retain records' score. Attacks that surely damage the model more than the bound
+    do not count for the headline, the excess of the strongest attack, which names them.
 
     What it does not show: how the kernels of a certain library round, which may use other grids
     (nf4), groups of weights or activations of few bits. For small models a null result is common;
@@ -257,15 +258,15 @@ def quantize(evidence: Evidence, config: QuantizeConfig, run: Run) -> list[Findi
     }
     attacks = []
     for way in ways:
-        drop = drops[way][evidence.after].value
-        useful = drop is None or drop <= config.max_retain_drop
+        drop = drops[way][evidence.after]
+        useful = drop.interval is None or drop.interval.low <= config.max_retain_drop
         attacks.append(
             Attack(
                 way.name,
                 way.title,
                 (Trial(dataclasses.replace(_FORGET, treatment=way.spec)),),
                 judged=useful,
-                note="" if useful else f"retain records lose {drop:.3f}: it does not count",
+                note="" if useful else f"retain records lose {drop.value:.3f}: it does not count",
             )
         )
     findings = recovery_findings(evidence, config, run, attacks)
@@ -293,5 +294,6 @@ def _drop(subject: Subject, config: QuantizeConfig, spec: str, seed: int) -> Mea
     lost_R = lost_R[lost_R == lost_R]
     if not len(lost_R):
         return Measurement(None, 0, note="there are no retain records")
-    interval = interval_of(bootstrap_means(lost_R, seed, "retain-drop"))
+    draws_S = bootstrap_means(lost_R, seed, "retain-drop")
+    interval = interval_of(draws_S, no_leak_bound(len(lost_R), 0.975))
     return Measurement(float(lost_R.mean()), len(lost_R), interval)

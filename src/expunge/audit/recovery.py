@@ -83,6 +83,23 @@ class Attack:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Excess:
+    """Recovery beyond that of the other references.
+
+    Attributes:
+        measured: The number.
+        draws_S: It in every resample of the records; NaN where too few references have a recovery.
+        told: How many references it rests on, unless all.
+        least: See ``Recovered``.
+    """
+
+    measured: Measurement
+    draws_S: np.ndarray
+    told: str = ""
+    least: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Recovered:
     """What an attack did to one model.
 
@@ -250,10 +267,23 @@ def recover(
         bootstrap_means(values, seed, "recovery") for values in (attacked, own, original)
     )
     gap_S = gap_S - down_S
-    least = no_leak_bound(len(own)) / float(original.mean() - own.mean())
+    least = no_leak_bound(len(own), 0.975) / float(original.mean() - own.mean())
     draws_S = np.divide(up_S - down_S, gap_S, where=gap_S > 0, out=np.full_like(gap_S, np.nan))
     share = Measurement(value, len(own), interval_of(draws_S, least), attack.note)
     return Recovered(score, share, draws_S, least)
+
+
+def references_told(defined: int, total: int) -> str:
+    """Return on how many references a comparison rests; nothing when on all of them.
+
+    Args:
+        defined: References on which the number is defined.
+        total: All of them.
+    """
+    if defined == total:
+        return ""
+    few = "; too few for an interval" if 2 * defined < total else ""
+    return f"on {defined} of {total} references{few}"
 
 
 def interval_of(draws_S: np.ndarray, least: float = 0.0) -> Interval | None:
@@ -293,7 +323,7 @@ def recovery_findings(
         evidence: The models, scored before and after the attacks.
         config: Score of a record, and the bound.
         run: Gives the seed of the bootstrap.
-        attacks: The attacks, at least one.
+        attacks: The attacks; without any the headline has no value.
         plain: The same records without an attack.
         family: Ending of the headline's name, for audits with several.
     """
@@ -307,11 +337,7 @@ def recovery_findings(
     ending = f"_{family}" if family else ""
 
     def strongest(subject: Subject) -> Measurement:
-        found = [
-            (attack, *_excess(evidence, subject, done[attack]), done[attack][subject].least)
-            for attack in attacks
-            if attack.judged
-        ]
+        found = {attack: _excess(evidence, subject, done[attack]) for attack in attacks}
         return _strongest(found, config.max_excess if subject.role == "after" else None)
 
     findings = evidence.compare(
@@ -327,7 +353,7 @@ def recovery_findings(
         told = done[attack]
 
         def excess(subject: Subject, told: Mapping[Subject, Recovered] = told) -> Measurement:
-            return _excess(evidence, subject, told)[0]
+            return _excess(evidence, subject, told).measured
 
         for name, words, compute, direction in (
             ("score", "score of unseen records", lambda s, told=told: told[s].score, "reference"),
@@ -393,53 +419,55 @@ def _undefined(
     return told
 
 
-def _excess(
-    evidence: Evidence, subject: Subject, done: Mapping[Subject, Recovered]
-) -> tuple[Measurement, np.ndarray]:
+def _excess(evidence: Evidence, subject: Subject, done: Mapping[Subject, Recovered]) -> _Excess:
     """Return recovery minus the mean recovery of the other references, and its resamples."""
     own = done[subject]
     if own.share.value is None:
-        return own.share, np.empty(0)
+        return _Excess(own.share, np.empty(0))
     others = [done[other] for other in evidence.others(subject)]
     defined = [other for other in others if other.share.value is not None]
     if not defined:
-        why = others[0].share.note if others else "no other retrained model to compare with"
-        return Measurement(None, own.share.n, note=f"of retraining: {why}" if others else why), (
-            np.empty(0)
-        )
-    mean = float(np.mean([other.share.value for other in defined]))
+        why = "no other retrained model to compare with"
+        if others:
+            why = f"of retraining: {others[0].share.note}"
+        return _Excess(Measurement(None, own.share.n, note=why), np.empty(0))
+    value = own.share.value - float(np.mean([other.share.value for other in defined]))
     draws_S = own.draws_S - np.mean([other.draws_S for other in defined], axis=0)
-    interval = interval_of(draws_S, own.least)
-    return Measurement(own.share.value - mean, own.share.n, interval, own.share.note), draws_S
+    if 2 * len(defined) < len(others):
+        draws_S = np.full_like(draws_S, np.nan)
+    told = references_told(len(defined), len(others))
+    note = "; ".join(part for part in (own.share.note, told) if part)
+    measured = Measurement(value, own.share.n, interval_of(draws_S, own.least), note)
+    return _Excess(measured, draws_S, told, own.least)
 
 
-def _strongest(
-    found: Sequence[tuple[Attack, Measurement, np.ndarray, float]], bound: float | None
-) -> Measurement:
+def _strongest(found: Mapping[Attack, _Excess], bound: float | None) -> Measurement:
     """Return the largest excess over attacks, with the interval of the largest in each resample."""
-    defined = [one for one in found if one[1].value is not None]
+    counted = {attack: one for attack, one in found.items() if attack.judged}
+    passed_over = [attack.title for attack in found if not attack.judged]
+    notes = [f"not counted: {', '.join(passed_over)}"] if passed_over else []
+    if not counted:
+        why = "no attack counts" if found else "no attack can be made with these data"
+        return Measurement(None, 0, note="; ".join([why, *notes]))
+    defined = {attack: one for attack, one in counted.items() if one.measured.value is not None}
     if not defined:
-        if not found:
-            return Measurement(None, 0, note="no attack counts", verdict=_undecided(bound))
-        return found[0][1]
-    best, measured, *_ = max(defined, key=lambda one: one[1].value or 0.0)
-    draws_S = np.max([draws_S for _, _, draws_S, _ in defined], axis=0)
-    interval = interval_of(draws_S, max(least for *_, least in defined))
-    notes = [f"strongest: {best.title}"]
-    lacking = [attack.title for attack, one, *_ in found if one.value is None]
+        first = next(iter(counted.values())).measured
+        return dataclasses.replace(first, note="; ".join([first.note, *notes]))
+    best, strongest = max(defined.items(), key=lambda pair: pair[1].measured.value or 0.0)
+    draws_S = np.max([one.draws_S for one in defined.values()], axis=0)
+    interval = interval_of(draws_S, max(one.least for one in defined.values()))
+    lacking = [attack.title for attack in counted if attack not in defined]
     if lacking:
-        notes.append(f"without {', '.join(lacking)}")
-    n = min(one.n for _, one, *_ in defined)
-    verdict = None
+        notes.insert(0, f"without {', '.join(lacking)}")
+    notes = [f"strongest: {best.title}", *notes]
+    notes += dict.fromkeys(one.told for one in defined.values() if one.told)
+    n = min(one.measured.n for one in defined.values())
+    value, verdict = strongest.measured.value, None
     if bound is not None:
-        verdict = judge(measured.value, interval, bound, "lower")
+        verdict = judge(value, interval, bound, "lower")
         if n < JUDGED_RECORDS:
             verdict = "inconclusive"
             notes.append(f"{n} scored records; a verdict needs {JUDGED_RECORDS}")
         elif interval is None or (lacking and verdict == "pass"):
             verdict = "inconclusive"
-    return Measurement(measured.value, n, interval, "; ".join(notes), verdict)
-
-
-def _undecided(bound: float | None) -> Literal["inconclusive"] | None:
-    return None if bound is None else "inconclusive"
+    return Measurement(value, n, interval, "; ".join(notes), verdict)

@@ -23,6 +23,7 @@ from expunge.audit.recovery import (
     Trial,
     attacked_scores,
     interval_of,
+    no_leak_bound,
     readings_by,
     record_scores,
     recovery_findings,
@@ -238,7 +239,7 @@ def relearn(evidence: Evidence, config: RelearnConfig, run: Run) -> list[Finding
         for name, spec in zip(config.benign, _specs(config), strict=True)
         if spec in known
     ]
-    if benign:
+    if config.benign:
         findings += recovery_findings(evidence, config, run, benign, family="benign")
     return findings
 
@@ -268,7 +269,7 @@ def _curve_findings(
             return missing(subject)
         draws = np.array([mean_score(curve.steps_K, scores_K) for scores_K in curve.draws_SK])
         value = mean_score(curve.steps_K, curve.scores_K)
-        return Measurement(value, curve.n, interval_of(draws))
+        return Measurement(value, curve.n, interval_of(draws, no_leak_bound(curve.n, 0.975)))
 
     def ratio(subject: Subject) -> Measurement:
         curve = curves[subject]
@@ -380,7 +381,7 @@ def _attacked(
     start = {name: value.detach().clone() for name, value in model.state_dict().items()}
     seed = stream_seed(run.seed, "relearn", draw)
     batches = _Batches(records, seed)
-    name = digest_json([state_digest(model), records.digest(), steps, lr, draw])[:16]
+    name = digest_json([state_digest(model), records.digest(), steps, lr, seed])[:16]
     for slower in _SLOWER:
         part = run.child(f"attack-{name}-{slower}", seed=seed)
         schedule = Schedule(epochs=steps, batch_size=BATCH, lr=lr / slower)
@@ -390,6 +391,7 @@ def _attacked(
             fit(model, task, streams, terms, schedule, part, label="relearning")
         except NumericalError:
             model.load_state_dict(start)
+            remove_tree(part.folder)
             continue
         finally:
             model.zero_grad(set_to_none=True)
