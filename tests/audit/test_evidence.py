@@ -96,6 +96,18 @@ def test_what_cannot_be_computed_is_inconclusive(evidence):
     assert findings[1].note == "why"
 
 
+def test_a_bound_that_does_not_apply_is_never_met(evidence):
+    def compute(_):
+        return Measurement(None, 0, note="why", verdict="not_applicable")
+
+    bounded = evidence.compare("m", "M", compute, direction="lower", threshold=1.0)
+    assert [f.verdict for f in bounded] == ["not_applicable", "inconclusive"] + [
+        "not_applicable"
+    ] * 2
+    free = evidence.compare("m", "M", compute, direction="lower")
+    assert {f.verdict for f in free} == {"not_applicable"}
+
+
 def test_models_scored_on_other_records_are_refused(make_scores):
     here = {Reading("forget"): make_scores([-1.0, -2.0])}
     there = {Reading("forget"): make_scores([-1.0, -2.0], prefix="other")}

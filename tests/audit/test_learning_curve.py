@@ -64,6 +64,17 @@ def test_a_bound_judges_the_ratio():
     assert steps_ratio(curve(0, 1, 1, 1, n=19), [slow], 0.8).value is None
 
 
+def test_equal_curves_are_not_certain():
+    """0 of 60 differ: the upper 97.5 % limit of that is 1 - .025^(1/60) = .0596."""
+    same = curve(0.0, 0.0, 0.5, 1.0)
+    found = steps_ratio(same, [same], 0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((0.9404, 1.0596), abs=1e-4)
+    assert found.verdict == "inconclusive"
+    assert steps_ratio(same, [same], 0.9).verdict == "pass"
+    at_once = steps_ratio(curve(0.5, 0.5, 0.5, 1.0), [same], None)
+    assert (at_once.value, at_once.interval.low) == (0.0, 0.0)
+
+
 def test_a_curve_that_never_gets_there_is_bounded():
     never, there = curve(0.0, 0.0, 0.0, 0.0), curve(0.0, 0.0, 0.5, 1.0)
     slow = steps_ratio(never, [there], 0.8)

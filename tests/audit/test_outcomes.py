@@ -120,9 +120,23 @@ def test_the_excess_is_over_the_mean_of_those_that_have_a_share():
     found = excess_of(own, others)
     assert found.value == pytest.approx(0.5)
     assert (found.interval.low, found.interval.high) == pytest.approx((0.5, 0.5))
+    assert found.note == "on 2 of 3 references"
+    thin = excess_of(own, [others[0], others[2], others[2]])
+    assert (thin.interval, thin.note) == (None, "on 1 of 3 references; too few for an interval")
+    assert excess_of(own, others[:2]).note == ""
     assert excess_of(own, []).note == NO_REFERENCE
     assert excess_of(own, others[2:]).note == "x"
     assert excess_of(others[2], others[:1]).value is None
+
+
+def test_shares_without_a_difference_are_not_certain():
+    """Nothing of a fall of .5 came back in 60 records: up to .0596 / .5 may have, unseen."""
+    share = share_of(np.zeros(60), np.full(60, 0.5), 0, "test")
+    for found in (share.measured(), excess_of(share, [share])):
+        assert found.value == 0
+        assert (found.interval.low, found.interval.high) == pytest.approx(
+            (-0.1192, 0.1192), abs=1e-4
+        )
 
 
 def test_equal_values_do_not_pass_for_certain():

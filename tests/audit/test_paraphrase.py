@@ -161,9 +161,24 @@ def test_without_references_or_a_model_before_the_reason_is_given(model):
 def test_without_any_attack_nothing_is_claimed(make_scores):
     after = Subject("after", "m", {PLAIN: make_scores([-1.0] * N)})
     told = by_name(found(after))
-    assert set(told) == {"strongest", "strongest_gain", "queries"}
+    gain = "rewording_gain_rephrased_both_1"
+    assert set(told) == {"excess", "strongest", "strongest_gain", gain, "queries"}
     assert told["strongest"].value is None
     assert told["queries"].value == 0
+
+
+@pytest.mark.parametrize("rephrasers", [("both",), ()])
+def test_a_bound_never_vanishes_with_the_attacks(make_scores, rephrasers):
+    bounds = {"max_excess": 0.1, "max_rewording_gain": 0.1}
+    empty = make_scores([])
+    for scores in ({}, {OTHER: empty}):
+        after = Subject("after", "m", {PLAIN: make_scores([-1.0] * N), **scores})
+        told = found(after, **bounds, rephrasers=rephrasers)
+        held = {f.metric: f for f in told if f.threshold is not None}
+        view = "rephrased_both_1" if rephrasers else "paraphrased_question"
+        assert set(held) == {"excess", f"rewording_gain_{view}"}
+        assert {(f.value, f.verdict) for f in held.values()} == {(None, "inconclusive")}
+        assert all(f.note for f in held.values())
 
 
 def test_it_reads_every_attack_that_the_data_allow(people):

@@ -166,11 +166,21 @@ def test_a_mask_survives_rounding_and_the_damage_stands_beside(threes):
     findings = threes.audit("quantize", settings)
     found = of(findings, "excess")
     assert (found.value, found.n, found.verdict) == (0, 62, "pass")
-    assert "pruned" not in found.note
+    assert found.note.endswith("; not counted: 90 % of the weights pruned")
     assert abs(of(findings, "retain_drop_8_bits_per_channel").value) < 0.02
     damage = of(findings, "retain_drop_pruned_90_percent")
     assert (damage.value > 0.02, damage.n, damage.record_set) == (True, 300, "retain")
     assert of(findings, "recovery_pruned_90_percent").note.endswith("it does not count")
+
+
+def test_an_attack_counts_unless_its_damage_is_sure(threes):
+    """Half way up the interval of the damage is above the bound, its low end is not."""
+    settings = {"bits": [8], "pruning": [0.9], "by": "exact"}
+    damage = of(threes.audit("quantize", settings), "retain_drop_pruned_90_percent")
+    for end, counts in ((damage.interval.low, True), (damage.interval.low - 1e-6, False)):
+        assert damage.value > end
+        findings = threes.audit("quantize", {**settings, "max_retain_drop": end})
+        assert ("not counted" in of(findings, "excess").note) != counts
 
 
 def test_what_lies_within_the_rounding_comes_back(threes):

@@ -141,6 +141,27 @@ def test_an_attack_that_diverges_tries_three_learning_rates(people):
         treat(people.after, people.task, people.scene(), "relearn:4:0.5:1e30", Run(3))
 
 
+def test_a_failed_attack_leaves_nothing_on_disk(people, monkeypatch, tmp_path):
+    import expunge.audit.relearn as module
+    from expunge.core.errors import NumericalError
+
+    folders = []
+
+    def failing(model, task, streams, terms, schedule, run, **options):
+        run.folder.mkdir(parents=True)
+        folders.append(run.folder)
+        raise NumericalError("lost")
+
+    monkeypatch.setattr(module, "fit", failing)
+    for seed in (3, 4):
+        run = Run(seed, folder=tmp_path)
+        with pytest.raises(NotApplicable, match="diverged"):
+            treat(people.after, people.task, people.scene(), "relearn:2:0.5", run)
+    assert not list(tmp_path.iterdir())
+    # Attacks of two seeds never take up each other's checkpoints.
+    assert len(set(folders)) == 6
+
+
 def test_a_slower_attack_starts_from_the_model_given(people, monkeypatch):
     import expunge.audit.relearn as module
     from expunge.core.errors import NumericalError
@@ -217,6 +238,13 @@ def test_several_draws_score_more_records(people):
     findings = people.audit("relearn", settings)
     assert of(findings, "score_steps_1").n > 25
     assert not any(f.metric.startswith("excess_benign") for f in findings)
+
+
+def test_a_bound_stays_open_where_the_data_lack_benign_records(people):
+    settings = {"steps": [1], "benign": ["holdout"], "max_excess": 0.1}
+    found = of(people.audit("relearn", settings), "excess_benign")
+    assert (found.value, found.threshold, found.verdict) == (None, 0.1, "inconclusive")
+    assert found.note == "no attack can be made with these data"
 
 
 def test_the_readings_name_every_attack():

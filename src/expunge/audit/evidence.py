@@ -149,8 +149,9 @@ class Evidence:
             verdict: Verdict = "not_applicable"
             if judged and threshold is not None:
                 verdict = judge(found.value, found.interval, threshold, direction)
-            if found.verdict and not (judged and found.verdict == "not_applicable"):
-                verdict = found.verdict
+            verdict = found.verdict or verdict
+            if judged and verdict == "not_applicable":
+                verdict = "inconclusive"
             findings.append(
                 Finding(
                     audit=self.audit,

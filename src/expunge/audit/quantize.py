@@ -1,6 +1,6 @@
 """Compression: what comes back when weights are rounded or left out.
 
-Shape legend: C output channels of a weight matrix.
+Shape legend: C output channels of a weight matrix, R records, S resamples.
 """
 
 from __future__ import annotations
