@@ -36,7 +36,7 @@ from expunge.models.source import load_model_source
 from expunge.train.supervised import learn
 
 BATCH = 32
-NEW_TOKENS = 64
+NEW_TOKENS = 200
 ATTACKED = ("forget", "holdout")
 # Each of these is a pass of its own in the public way, over both attacked sets.
 ATTACKS = ("min_k", "min_k_plus_plus", "loss again", "zlib")

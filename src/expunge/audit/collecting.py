@@ -228,11 +228,8 @@ def _libraries() -> list[str]:
 
 def _architecture(model: nn.Module) -> str:
     """Digest what decides a model's output beside its weights, as far as it says so itself."""
-    told = [
-        part.config.to_dict()
-        for part in model.modules()
-        if hasattr(getattr(part, "config", None), "to_dict")
-    ]
+    configs: list[Any] = [getattr(part, "config", None) for part in model.modules()]
+    told = [config.to_dict() for config in configs if hasattr(config, "to_dict")]
     for settings in told:
         for name in ("_name_or_path", "transformers_version"):
             settings.pop(name, None)
