@@ -1,5 +1,7 @@
 """Directions and weights that are cut out, against the paper card and plain computations."""
 
+import dataclasses
+
 import attack_worlds
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from expunge.audit.ablation import projected_out
 from expunge.audit.audit import audits, parse_config
-from expunge.audit.treatments import NotApplicable, attacked_ids, treat
+from expunge.audit.treatments import NotApplicable, attacked_ids, groups_of, treat
 from expunge.core.run import Run
 from expunge.core.sets import Sets, sample_ids
 from expunge.data.dataset import Dataset
@@ -129,9 +131,17 @@ def test_treatments_leave_the_model_untouched(people):
     assert torch.equal(old, new)
 
 
-def test_scored_records_are_not_looked_at(people):
-    scored = set(people.sets.forget) - set(attacked_ids(people.sets.forget, 0.5, 3))
+@pytest.mark.parametrize("size", [1, 5])
+def test_scored_records_are_not_looked_at(people, size):
+    """Nor, where the data name authors, another record of the same author."""
+    forget = people.sets.forget
+    place = {record_id: row for row, record_id in enumerate(forget)}
     train = people.dataset.train
+    train = train.replace(author=[f"a{place.get(i, -1) // size}" for i in train.ids])
+    people = dataclasses.replace(people, dataset=Dataset("causal_lm", train))
+    seen = attacked_ids(forget, 0.5, 3, groups_of(train.select(forget)))
+    scored = set(forget) - set(seen)
+    assert {place[i] // size for i in scored}.isdisjoint({place[i] // size for i in seen})
     answers = [
         "unknown" if i in scored else a for i, a in zip(train.ids, train["answer"], strict=True)
     ]

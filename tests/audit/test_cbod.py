@@ -201,6 +201,22 @@ def test_on_the_forget_set_what_comes_back_is_the_defect(asked):
     assert told["forgetting_holds"].value == 1
 
 
+@pytest.mark.parametrize(
+    ("counts", "holds"),
+    [
+        ((0, 0, 0, 49), None),  # too few questions
+        ((0, 0, 0, 50), 1.0),  # none of 50 came back
+        ((0, 5, 0, 45), None),  # p = 0.0625, yet a tenth came back
+        ((0, 12, 0, 28), 0.0),  # few questions, and plainly not
+    ],
+)
+def test_too_few_questions_leave_open_whether_forgetting_holds(asked, counts, holds):
+    scores = asked(*counted(*counts), readings=(FORGET, FORGET_OTHER))
+    told = by_name(found(scores, record_sets=("forget",)), "forget")["forgetting_holds"]
+    assert told.value == holds
+    assert ("too few questions to tell" in told.note) == (holds is None)
+
+
 def test_a_bound_on_the_loss_is_judged_with_its_interval(asked):
     told = by_name(found(asked(*counted(40, 0, 50, 10)), max_loss=10.0))["points"]
     assert (told.value, told.verdict) == (40.0, "fail")

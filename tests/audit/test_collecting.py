@@ -11,8 +11,19 @@ from expunge.audit.evidence import Evidence
 from expunge.audit.measures import measures, of_model
 from expunge.audit.readings import Reading, union
 from expunge.audit.score_table import read_scores, write_scores
-from expunge.audit.treatments import NOT_BEFORE, NotApplicable, attacked_ids, treatment, treatments
-from expunge.core.errors import ConfigError
+from expunge.audit.treatments import (
+    GROUP,
+    NOT_BEFORE,
+    NotApplicable,
+    attacked_ids,
+    groups_of,
+    groups_read,
+    split_words,
+    treatment,
+    treatments,
+)
+from expunge.core.errors import ConfigError, DataError
+from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
@@ -231,3 +242,50 @@ def test_an_attack_sees_some_records_and_others_are_scored(share):
     assert len(seen) == min(max(round(10 * share), 1), 9)
     assert set(seen) < set(ids)
     assert list(seen) == [i for i in ids if i in seen]
+
+
+def of_authors(*counts, column="author"):
+    """A forget set with so many records of each author, not in order."""
+    authors = [f"a{place}" for place, count in enumerate(counts) for _ in range(count)]
+    order = np.random.default_rng(0).permutation(len(authors))
+    ids = tuple(f"r{row}" for row in range(len(authors)))
+    return Records(ids, {column: [authors[row] for row in order]})
+
+
+@pytest.mark.parametrize("column", ["author", "country", "group"])
+def test_an_attack_sees_authors_whole_or_not_at_all(column):
+    records = of_authors(3, 1, 4, 2, 5, 6, column=column)
+    groups_R = groups_of(records)
+    seen = attacked_ids(records.ids, 0.5, 3, groups_R)
+    by_author = {}
+    for record_id, author in zip(records.ids, records[column], strict=True):
+        by_author.setdefault(author, set()).add(record_id in seen)
+    assert sorted(map(len, by_author.values())) == [1] * 6
+    assert sum(whole == {True} for whole in by_author.values()) == 3
+    assert "of 6 groups" in split_words(groups_R)
+
+
+@pytest.mark.parametrize("records", [of_authors(9, 9, 9), of_authors(3, 3, 3, 3, column="city")])
+def test_without_four_groups_records_are_divided(records):
+    groups_R = groups_of(records)
+    assert list(groups_R) == list(range(len(records)))
+    assert attacked_ids(records.ids, 0.5, 3, groups_R) == attacked_ids(records.ids, 0.5, 3)
+    assert "other records of the same subject" in split_words(groups_R)
+
+
+def test_the_first_column_that_there_is_decides():
+    records = of_authors(2, 2, 2, 2, 2)
+    whole = records.replace(group=list(records.ids))
+    assert np.array_equal(groups_of(whole), groups_of(records))
+
+
+def test_an_audit_learns_the_groups_from_the_scores_and_never_guesses(language_model, people):
+    model, task = language_model
+    sets = Sets(forget=people.ids)
+    records = people.replace(author=["b", "a", "d", "c"])
+    reading = Reading("forget", measures=(GROUP,))
+    found = run_of(model, task, (Dataset("causal_lm", records), sets), (reading,))
+    assert np.array_equal(groups_read(found.scores[reading]), groups_of(records))
+    bare = run_of(model, task, (Dataset("causal_lm", records), sets), (Reading("forget"),))
+    with pytest.raises(DataError, match="'group' was not taken"):
+        groups_read(bare.scores[reading])

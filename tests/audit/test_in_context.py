@@ -201,6 +201,66 @@ def test_weights_count_as_forgotten_unless_they_surely_answer_more(model):
     assert told.value == 0
 
 
+@pytest.mark.parametrize(("n", "left", "value"), [(49, 0, None), (50, 0, 1.0), (49, 40, 0.0)])
+def test_few_records_leave_open_whether_the_weights_forgot(model, n, left, value):
+    before, after = model("before", n, n=n), model("after", left, n=n)
+    references = [model("reference", 0, seed=seed, n=n) for seed in (1, 2)]
+    told = by_name(found(after, before, references))["weights_forgotten"]
+    assert told.value == value
+    assert ("too few to say so" in told.note) == (value is None)
+
+
+def test_two_references_share_the_number_of_forgotten_weights_and_show_no_noise(model):
+    references = [model("reference", hits, seed=hits) for hits in (20, 400)]
+    told = by_name(found(model("after", 0), model("before", 949), references))
+    assert told["weights_forgotten"].reference.noise_floor is None
+
+
+def test_records_without_a_context_are_left_out_and_counted(model, make_scores):
+    contexts = {("demo", 1): 500}
+    before, after = model("before", 900, contexts), model("after", 0, contexts)
+    part = make_scores([-0.1] * 400, wrong=range(300, 400))
+    reading = told(FORGET, "demo", 1)
+    before, after = (
+        dataclasses.replace(one, scores={**one.scores, reading: part}) for one in (before, after)
+    )
+    rho = by_name(found(after, before))["rho_demo_1"]
+    assert (rho.value, rho.n) == (pytest.approx(0.75), 400)
+    assert rho.note.startswith("600 of 1000 records left out")
+
+
+def test_no_context_at_all_leaves_no_number_and_bounds_open(model, make_scores):
+    empty = make_scores([])
+    reading = told(FORGET, "demo", 1)
+    kept = told(RETAIN, "demo", 1, "borrowed_context")
+    before, after = (
+        dataclasses.replace(one, scores={**one.scores, reading: empty, kept: empty})
+        for one in (
+            model("before", 900),
+            model("after", 0),
+        )
+    )
+    found_ = by_name(found(after, before, max_excess=0.1, max_retain_drop=0.1))
+    assert found_["rho_demo_1"].value is None
+    assert found_["rho_demo_1"].note.startswith("1000 of 1000 records left out")
+    for metric in ("excess_demo_1", "retain_drop_demo_1"):
+        assert (found_[metric].value, found_[metric].verdict) == (None, "inconclusive")
+
+
+def test_data_without_retained_records_are_audited_to_the_end(questions_world):
+    world = questions_world
+    records = world.forget
+    dataset, sets = Dataset("causal_lm", records), Sets.partition(records.ids, records.ids)
+    info = audits.get("in_context")
+    config = info.config(budgets=(1,), kinds=("demo", "statement"))
+    readings = plan_readings([(info, config)], dataset)
+    after = collect(world.model, world.task, dataset, sets, readings, Run(), role="after")
+    findings = by_name(run_audit(info, config, Evidence(after, None, (), "sets"), Run()))
+    assert findings["rho_demo_1"].value is None
+    assert f"{len(records)} of {len(records)} records left out" in findings["rho_demo_1"].note
+    assert len(after.scores[told(FORGET, "statement", 1)]) == len(records)
+
+
 def test_following_a_wrong_fact_is_counted(make_scores):
     """Three of four prefer what they were told; without it one did."""
     wrong = "perturbed:0"
@@ -312,7 +372,7 @@ def test_on_a_small_model_every_number_follows_from_plain_likelihoods(questions_
     rho = (stated.mean() - left.mean()) / (known.mean() - left.mean())
     assert findings["rho_statement_1"].value == pytest.approx(rho, abs=1e-5)
     assert findings["excess_statement_1"].value == pytest.approx(0, abs=1e-5)
-    assert findings["weights_forgotten"].value == 1
+    assert findings["weights_forgotten"].value is None  # 20 records are too few to say so
     assert findings["follows_wrong_1"].value == np.mean([w > a for w, a in false])
     net = findings["rho_statement_2"].value - findings["rho_irrelevant_2"].value
     assert findings["net_2"].value == pytest.approx(net, abs=1e-9)

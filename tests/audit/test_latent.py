@@ -11,7 +11,7 @@ from expunge.audit.collecting import collect
 from expunge.audit.latent import ProbeTask, hidden_RD, place_of, stack_of
 from expunge.audit.readings import Reading
 from expunge.audit.scores import score
-from expunge.audit.treatments import NotApplicable, attacked_ids, treat
+from expunge.audit.treatments import NotApplicable, attacked_ids, groups_of, treat
 from expunge.audit.views import Scene, see
 from expunge.audit.wrong_answers import with_wrong_answers
 from expunge.core.records import Records, concatenate
@@ -262,6 +262,38 @@ def test_a_wrong_answer_is_ones_own_or_that_of_a_record_on_the_same_side():
         assert answer != records["answer"][row]
         assert row == 5 or answer in sides[records.ids[row] in seen]
     assert len(set(found["answer"])) > 10
+
+
+def test_no_wrong_answer_is_borrowed_across_authors_that_the_attack_divides():
+    count = 40
+    answers, authors = ([f"{word} {row // 4}" for row in range(count)] for word in ("answer", "a"))
+    answers = [f"{text}.{row}" for row, text in enumerate(answers)]
+    columns = {"question": ["q"] * count, "answer": answers, "author": authors}
+    records = Records(tuple(f"r-{row}" for row in range(count)), columns)
+    seen = set(attacked_ids(records.ids, 0.5, 0, groups_of(records)))
+    owner = dict(zip(answers, records.ids, strict=True))
+    scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
+    found = see(None, scene, Reading("forget", "wrong:0.5"))[1]
+    for record_id, answer in zip(found.ids, found["answer"], strict=True):
+        assert (record_id in seen) == (owner[answer] in seen)
+
+
+def test_the_probe_learns_of_no_author_that_is_scored(deep, scene):
+    model, task = deep
+    train, whole = scene.dataset.train, scene.dataset.train.ids
+    sets = Sets(forget := whole[-16:], whole[:-16])
+    place = {record_id: row for row, record_id in enumerate(forget)}
+    train = train.replace(author=[f"a{place.get(i, -1) // 2}" for i in train.ids])
+    scored = set(forget) - set(attacked_ids(forget, 0.5, 0, groups_of(train.select(forget))))
+    assert {place[i] // 2 for i in scored}.isdisjoint({place[i] // 2 for i in set(forget) - scored})
+    changed = [
+        "unknown" if i in scored else a for i, a in zip(train.ids, train["answer"], strict=True)
+    ]
+    first, second = (
+        treat(model, task, Scene(Dataset("causal_lm", part), sets, 0), "probe:1:0.5", Run())[1]
+        for part in (train, train.replace(answer=changed))
+    )
+    assert torch.equal(first.weight_D, second.weight_D)
 
 
 def test_a_record_that_no_answer_differs_from_is_left_out():

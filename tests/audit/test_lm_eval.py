@@ -222,6 +222,8 @@ def test_a_model_that_reads_the_prompt_hears_it_and_no_answer(harness, pair, con
 def test_unknown_tasks_are_named_with_near_ones(harness, pair):
     with pytest.raises(ConfigError, match="no task 'boks'; did you mean 'books'"):
         evaluate_tasks(*pair, ["boks"], include_path=harness())
+    with pytest.raises(ConfigError, match=r"'qqzzqq'; none of the \d+ known has a name like it"):
+        evaluate_tasks(*pair, ["qqzzqq"], include_path=harness())
 
 
 def test_a_task_without_its_data_never_asks_the_network(harness, pair, monkeypatch):

@@ -130,6 +130,18 @@ def test_distance_folds_the_interval_at_zero():
     assert distance(found, []).value is None
 
 
+def test_distance_knows_that_the_references_are_not_exact():
+    found = Measurement(0.9, 10, Interval(low=0.86, high=0.94))
+    others = [
+        Measurement(0.5, 10, Interval(low=0.5 - half, high=0.5 + half)) for half in (0.1, 0.2)
+    ]
+    gap = distance(found, others)
+    theirs = 0.15 / np.sqrt(2)  # their mean half-width over the root of their number
+    half = np.sqrt(0.04**2 + theirs**2)
+    assert gap.value == pytest.approx(0.4)
+    assert (gap.interval.low, gap.interval.high) == pytest.approx((0.4 - half, 0.4 + half))
+
+
 def test_each_attack_has_three_numbers_and_the_loss_attack_keeps_its_names():
     found = mia(evidence(), MiaConfig(), Run())
     attacks = ("", "_zlib", "_min_k", "_min_k_pp", "_reference")

@@ -50,6 +50,13 @@ def audited(config, after, before, *references):
     return {finding.metric: finding for finding in findings if finding.subject == "after"}
 
 
+def test_data_without_probe_sets_say_so_of_a_name_for_neighbours():
+    records = Records(("r-0",), {"question": ["who"], "answer": ["anna"]})
+    info = audits.get("neighbours")
+    with pytest.raises(ConfigError, match="'near' is no probe set of the data; they have none"):
+        plan_readings([(info, NeighboursConfig(neighbours="near"))], Dataset("causal_lm", records))
+
+
 def test_the_drop_of_neighbours_stands_beside_far_records_and_retraining(make_subject):
     models = [("after", 0.5, 0.78), ("before", 0.8, 0.8)]
     after, before = (make_subject(*model) for model in models)

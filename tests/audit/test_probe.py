@@ -11,7 +11,7 @@ from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.probe import ProbeConfig, probe
 from expunge.audit.readings import Reading
-from expunge.audit.treatments import attacked_ids
+from expunge.audit.treatments import GROUP, attacked_ids
 from expunge.core.config import parse
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
@@ -48,7 +48,8 @@ def make_subject(make_scores):
             noise = random.normal(size=(2, n))
             for side, reading in enumerate(readings(place)):
                 logit = noise[side] + gap * (1 - side)
-                scores[reading] = make_scores(-np.log1p(np.exp(-logit)))
+                made = make_scores(-np.log1p(np.exp(-logit)))
+                scores[reading] = dataclasses.replace(made, measured={GROUP: np.arange(n)})
             plain = Reading("forget", treatment=f"lens:{place}")
             factor = random.uniform(0.5, 1.5, n)
             scores[plain] = make_scores(np.log(lens[place] * factor))

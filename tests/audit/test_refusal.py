@@ -12,6 +12,7 @@ from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.readings import Reading
 from expunge.audit.refusal import RefusalConfig, refusal
+from expunge.audit.views import Scene, see
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
 from expunge.core.run import Run
@@ -19,8 +20,8 @@ from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 
 HARMFUL, BENIGN = Reading("retain", "harmful"), Reading("retain", "benign")
-RETAIN, NEAR = Reading("retain", limit=100), Reading("retain", "near:1:100")
-FORGET = Reading("forget", limit=100)
+RETAIN, NEAR = Reading("retain", "asked", 100), Reading("retain", "near:1:100")
+FORGET = Reading("forget", "asked", 100)
 
 
 @pytest.fixture
@@ -161,6 +162,25 @@ def test_the_whole_audit_on_a_small_model(world):
             assert np.array_equal(first, second)
 
 
+def test_the_length_of_its_answers_is_its_own(world):
+    """TOFU asks for 200 tokens of the same records."""
+    info = audits.get("tofu")
+    chosen = [(audits.get("refusal"), RefusalConfig(max_new_tokens=4, max_records=300))]
+    planned = plan_readings([*chosen, (info, info.config())], world[2])
+    lengths = {one.max_new_tokens for one in planned if "refused" in one.measures}
+    assert lengths == {4}
+    assert {one.max_new_tokens for one in planned} > {4}
+
+
+def test_a_view_of_its_own_changes_no_record(world):
+    task, _, dataset, sets = world
+    plain = Reading("retain", limit=2)
+    scene = Scene(dataset, sets)
+    same, records = see(task, scene, dataclasses.replace(plain, view="asked"))
+    assert same is task
+    assert records.digest() == see(task, scene, plain)[1].digest()
+
+
 @pytest.mark.parametrize(("length", "refused", "fluent"), [(1, 1, 1), (8, 0, 0)])
 def test_a_model_that_refuses_is_seen_to_refuse(world, length, refused, fluent):
     # It writes "unknown", or "unknown unknown unknown …" where there is room.
@@ -183,11 +203,11 @@ def test_sets_of_the_users_own_take_the_place_of_the_packaged_ones(world):
     info = audits.get("refusal")
     planned = plan_readings([(info, RefusalConfig(harmful="mine", max_records=0))], world[2])
     assert {(one.record_set, one.view, one.limit) for one in planned} == {
-        ("mine", "answer", 0),
+        ("mine", "asked", 0),
         ("retain", "benign", 0),
-        ("retain", "answer", 0),
+        ("retain", "asked", 0),
         ("retain", "near:1:0", 0),
-        ("forget", "answer", 0),
+        ("forget", "asked", 0),
     }
     assert {one.max_new_tokens for one in planned} == {32}
     with pytest.raises(ConfigError, match="mine"):

@@ -11,7 +11,7 @@ from expunge.audit.audit import audits, parse_config
 from expunge.audit.collecting import collect
 from expunge.audit.readings import Reading
 from expunge.audit.relearn import seen_ids, split_ids
-from expunge.audit.treatments import NotApplicable, attacked_ids, treat
+from expunge.audit.treatments import NotApplicable, attacked_ids, groups_of, treat
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
 from expunge.core.run import Run
@@ -104,6 +104,56 @@ def test_a_model_is_trained_without_the_scored_records_and_stays_untouched(peopl
     other = type(scene)(Dataset("causal_lm", train.replace(answer=answers)), people.sets, 3)
     again, _ = treat(people.after, people.task, other, "relearn:20:0.5:0.001", Run(3))
     assert state_digest(again) == state_digest(attacked)
+
+
+def grouped(people, size=5):
+    """The same data with an author for every few forget records."""
+    place = {record_id: row for row, record_id in enumerate(people.sets.forget)}
+    train = people.dataset.train
+    authors = [f"a{place[i] // size}" if i in place else "kept" for i in train.ids]
+    return train.replace(author=authors)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reads"), [("relearn:5:0.5:0.001", "seen"), ("relearn_split:5:2:1", "parts")]
+)
+def test_an_attack_never_learns_of_an_author_that_is_scored(people, spec, reads):
+    train, forget = grouped(people), people.sets.forget
+    groups_R = groups_of(train.select(forget))
+    if reads == "seen":
+        scored = set(forget) - set(seen_ids(forget, 0.5, 3, 0, groups_R))
+    else:
+        scored = set(split_ids(forget, 2, 3, groups_R)[1])
+    author = dict(zip(train.ids, train["author"], strict=True))
+    assert {author[i] for i in scored}.isdisjoint({author[i] for i in set(forget) - scored})
+    scene = type(people.scene())
+    changed = [
+        "unknown" if i in scored else a for i, a in zip(train.ids, train["answer"], strict=True)
+    ]
+    first, second = (
+        treat(
+            people.after,
+            people.task,
+            scene(Dataset("causal_lm", part), people.sets, 3),
+            spec,
+            Run(3),
+        )[0]
+        for part in (train, train.replace(answer=changed))
+    )
+    assert state_digest(first) == state_digest(second)
+
+
+def test_fewer_groups_than_parts_are_divided_by_record():
+    groups_R = np.arange(23) // 6
+    assert split_ids(IDS, 5, 7, groups_R) == split_ids(IDS, 5, 7)
+    parts = split_ids(IDS, 2, 7, groups_R)
+    assert sorted(i for part in parts for i in part) == sorted(IDS)
+    group = dict(zip(IDS, groups_R.tolist(), strict=True))
+    assert {group[i] for i in parts[0]}.isdisjoint({group[i] for i in parts[1]})
+
+
+def test_a_note_tells_how_records_were_divided(people_findings):
+    assert "of the same subject" in of(people_findings, "score_steps_20").note
 
 
 def test_a_part_that_is_left_out_is_not_trained_on(people):

@@ -19,7 +19,16 @@ from expunge.audit.evidence import Evidence
 from expunge.audit.quantize import weight_matrices
 from expunge.audit.readings import Reading
 from expunge.audit.recovery import Attack, By, Trial, readings_by, recovery_findings
-from expunge.audit.treatments import NOT_BEFORE, NotApplicable, attacked_ids, treatment
+from expunge.audit.treatments import (
+    GROUP,
+    NOT_BEFORE,
+    NotApplicable,
+    attacked_ids,
+    groups_of,
+    groups_read,
+    split_words,
+    treatment,
+)
 from expunge.audit.views import Scene
 from expunge.core.config import config
 from expunge.core.errors import NumericalError
@@ -36,7 +45,7 @@ from expunge.engine.modes import evaluating
 from expunge.engine.task import Task
 
 _BATCH = 32
-_FORGET = Reading("forget")
+_FORGET = Reading("forget", measures=(GROUP,))
 
 
 @config
@@ -159,7 +168,7 @@ def _looked_at(model: nn.Module, scene: Scene, share: float) -> tuple[Records, R
     forget, retain = scene.records("forget"), scene.records("retain")
     if len(forget) < 2 or not len(retain):
         raise NotApplicable("an attack by comparison needs two forget records and a retain record")
-    seen = attacked_ids(forget.ids, share, scene.seed)
+    seen = attacked_ids(forget.ids, share, scene.seed, groups_of(forget))
     count = min(len(seen), len(retain))
     return forget.select(seen), retain.select(
         sample_ids(retain.ids, count, scene.seed, "ablation-retain")
@@ -214,9 +223,11 @@ def ablation(evidence: Evidence, config: AblationConfig, run: Run) -> list[Findi
       retain records, are set to 0.
 
     Both look at a share of the forget records and as many retain records; the other forget records
-    are scored. For each: their score after it, the recovery (how much of what unlearning took came
-    back) and the excess over the retained references under the same attack. The excess of the
-    stronger one is the headline; a bound judges it.
+    are scored. Where the data name authors, countries or groups, at least 4, these are divided
+    whole, so that no fact of one tells of another; the notes say which. For each: their score after
+    it, the recovery (how much of what unlearning took came back) and the excess over the retained
+    references under the same attack. The excess of the stronger one is the headline; a bound judges
+    it.
 
     What it does not show: that no other direction or set of weights would do. Composites are
     attacked part by part.
@@ -227,10 +238,15 @@ def ablation(evidence: Evidence, config: AblationConfig, run: Run) -> list[Findi
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025); Łucki et al.
         (2024), An Adversarial Perspective on Machine Unlearning for AI Safety.
     """
-    ids = evidence.after.scores[_FORGET].ids
-    seen = frozenset(attacked_ids(ids, config.share, run.seed))
+    known = evidence.after.scores[_FORGET]
+    groups_R = groups_read(known)
+    seen = frozenset(attacked_ids(known.ids, config.share, run.seed, groups_R))
+    trials = {
+        spec: (Trial(dataclasses.replace(_FORGET, treatment=spec), seen),)
+        for spec in _specs(config)
+    }
     attacks = [
-        Attack(name, title, (Trial(dataclasses.replace(_FORGET, treatment=spec), seen),))
+        Attack(name, title, trials[spec], note=split_words(groups_R))
         for spec, (name, title) in _specs(config).items()
     ]
     return recovery_findings(evidence, config, run, attacks)

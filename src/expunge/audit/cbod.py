@@ -15,6 +15,7 @@ from expunge.audit.multiplicity import benjamini_hochberg
 from expunge.audit.outcomes import By, bounded, scored_as, values_of
 from expunge.audit.prompts import PASSED, UNCHANGED, rephraser_words
 from expunge.audit.readings import Reading, num_perturbed
+from expunge.audit.recovery import JUDGED_RECORDS
 from expunge.audit.stats_paired import (
     McNemar,
     Pairs,
@@ -34,6 +35,8 @@ FEW_ITEMS = 25
 """Items below which a test is called underpowered."""
 FEW_DISCORDANT = 10
 """Items answered differently below which it is, too."""
+MOST_REGAINED = 0.1
+"""Share of items that other words may bring back unseen where so few were answered differently."""
 MUCH_UNCHANGED = 0.2
 """Share of items as they were above which a number says so."""
 
@@ -130,7 +133,9 @@ def cbod(evidence: Evidence, config: CbodConfig, run: Run) -> list[Finding]:
     with Newcombe's interval; McNemar's p; ``overfit_flag``, 1 where p is below alpha and b above c,
     once more on the items that a stricter gate accepts (``overfit_flag_strict``), and once more
     with p adjusted over all sets after Benjamini and Hochberg (``overfit_flag_adjusted``). On the
-    forget set ``forgetting_holds`` is 1 where c is not significantly above b. ``unchanged``: items
+    forget set ``forgetting_holds`` is 0 where c is significantly above b, and else 1; it is left
+    open below 50 items, and where fewer than 10 were answered differently and the interval reaches
+    beyond a tenth of all items regained. ``unchanged``: items
     that the rephraser left as they were, which are ties; ``rejected``: items that the gate
     rejected, excluded everywhere else; ``effective_rate``: share of reworded items that the gate
     accepted.
@@ -318,8 +323,11 @@ class _Set:
             if key not in self.tests:
                 return self._nothing()
             outcome, test = self.outcomes[key], self.tests[key]
+            value = compute(key)
             note = f"{test.test} test, {self._warnings(outcome)}"
-            return Measurement(compute(key), len(outcome.first), note=note)
+            if value is None:
+                note += "; too few questions to tell"
+            return Measurement(value, len(outcome.first), note=note)
 
         return self.evidence.compare(
             metric, title, measured, direction="none", record_set=self.name
@@ -340,9 +348,12 @@ class _Set:
         test = mcnemar(pairs.b, pairs.c, self.config.test)
         return float(test.favours_first(self.config.alpha))
 
-    def _holds(self, key: tuple[Subject, str]) -> float:
-        test = self.tests[key]
-        return float(not (test.p < self.config.alpha and test.c > test.b))
+    def _holds(self, key: tuple[Subject, str]) -> float | None:
+        test, pairs = self.tests[key], self.outcomes[key].pairs
+        if test.p < self.config.alpha and test.c > test.b:
+            return 0.0
+        few = test.b + test.c < FEW_DISCORDANT and -newcombe(pairs).low > MOST_REGAINED
+        return None if pairs.n < JUDGED_RECORDS or few else 1.0
 
     def _nothing(self) -> Measurement:
         return Measurement(None, 0, note=f"no question was left to compare; {self.words}")

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from expunge.audit.prompts import continued, filled, language, question_columns
-from expunge.audit.readings import PARAPHRASE, PERTURBED, other_answers
+from expunge.audit.readings import PARAPHRASE, PERTURBED, num_perturbed, other_answers
 from expunge.audit.views import Scene, views
 from expunge.core.errors import ConfigError, DataError, near_matches
 from expunge.core.records import Records
@@ -31,10 +31,12 @@ _NEAREST = 200  # of which so many are looked at for one of the same length
 def context(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[Task, Records]:
     """Tell facts above the prompt: ``context:statement:5``; see ``in_context`` for the kinds.
 
+    Records are left out that have no such context, because they have nothing to tell or there are
+    too few retained records to draw from, and those that would no longer fit into what the model
+    reads.
+
     Raises:
         ConfigError: There is no such kind, or k is no whole number of at least 1.
-        DataError: There are fewer than k retained records to draw from, or a record no longer
-            fits into what the model reads.
     """
     kind, k, inner = _parsed("context", parameters)
     library = _Library(task, scene)
@@ -49,7 +51,7 @@ def borrowed_context(
     """Tell what ``context`` tells of a forget record, drawn for each of other records.
 
     Raises:
-        ConfigError, DataError: As for ``context``.
+        ConfigError: As for ``context``.
     """
     kind, k, inner = _parsed("borrowed_context", parameters)
     library = _Library(task, scene)
@@ -86,17 +88,28 @@ def _told(
     above = dataclasses.replace(
         plain.template, prompt=f"{{{name}}}\n{plain.template.prompt}", max_length=sys.maxsize
     )
-    # Without a limit nothing is cut; what is too long for the model is refused below.
+    # Without a limit nothing is cut; what is too long for the model is left out.
     told = CausalLM(plain.tokenizer, above, plain.refusals, None, plain.continued)
     seen = records.take(rows).replace(**{name: [contexts[row] for row in rows]})
-    asked, seen = continued(told, seen, scene, inner)
-    longest, limit = max(asked.lengths(seen), default=0), plain.context or sys.maxsize
-    if longest > limit:
-        raise DataError(
-            f"in_context: with its context a record has {longest} tokens and the model reads "
-            f"{limit}; lower budgets"
-        )
-    return asked, seen
+    return continued(told, _fitting(told, seen, scene, plain.context or sys.maxsize), scene, inner)
+
+
+def _fitting(told: CausalLM, records: Records, scene: Scene, limit: int) -> Records:
+    """Return the records that fit into what the model reads with every answer, true or wrong."""
+    lengths = told.lengths(records)
+    wrong = [f"{PERTURBED}{place}" for place in range(num_perturbed(records))]
+    more = np.zeros(len(records), dtype=np.int64)  # a text has no more tokens than bytes
+    for view in wrong:
+        texts = other_answers(records, view)
+        more = np.maximum(more, [len((text or "").encode()) for text in texts])
+    near = records.take(np.flatnonzero(np.asarray(lengths) + more > limit))
+    left_out = set()
+    for view in ("", *wrong) if len(near) else ():
+        asked, seen = continued(told, near, scene, view)
+        for record_id, length in zip(seen.ids, asked.lengths(seen), strict=True):
+            if length > limit:
+                left_out.add(record_id)
+    return records.select([record_id for record_id in records.ids if record_id not in left_out])
 
 
 class _Library:
@@ -141,7 +154,9 @@ class _Library:
     def contexts(
         self, kind: Kind, k: int, queries: Records, owners: Records, rows: list[int]
     ) -> list[str | None]:
-        """Return one context per query, ``None`` where its owner has nothing to tell.
+        """Return one context per query, ``None`` where there is none.
+
+        Its owner has nothing to tell then, or too few retained records differ from the query.
 
         Args:
             kind: Kind of context.
@@ -149,9 +164,6 @@ class _Library:
             queries: The records that are asked.
             owners: Records that the facts are about.
             rows: Which of them, for each query.
-
-        Raises:
-            DataError: Fewer than k retained records differ from a query.
         """
         return [
             self._context(kind, k, queries, row, owners, owner) for row, owner in enumerate(rows)
@@ -168,10 +180,7 @@ class _Library:
         reserve = _NEAREST if kind == "irrelevant" else 0
         order = list(itertools.islice(self._order(queries.ids[row], taken), needed + reserve))
         if len(order) < needed:
-            raise DataError(
-                f"in_context: k = {k} needs {needed} retained records that differ from record "
-                f"{queries.ids[row]}, there are {len(order)}; lower budgets"
-            )
+            return None
         if kind == "demo":
             return "\n".join(self.demos[place] for place in order[:k])
         if kind == "irrelevant":  # what the statement tells, with a fact as long in its place

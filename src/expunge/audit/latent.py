@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from expunge.audit.treatments import NotApplicable, attacked_ids, treatment
+from expunge.audit.treatments import NotApplicable, attacked_ids, groups_of, treatment
 from expunge.audit.views import Scene
 from expunge.audit.wrong_answers import with_wrong_answers
 from expunge.core.records import Records, concatenate
@@ -142,7 +142,7 @@ def place_of(names: Sequence[str], place: str) -> int:
 def _training_records(scene: Scene, share: float) -> tuple[Records, Records]:
     """Return what the probe learns from, with true and with wrong answers, in the same order."""
     forget, retain = scene.records("forget"), scene.records("retain")
-    seen = attacked_ids(forget.ids, share, scene.seed)
+    seen = attacked_ids(forget.ids, share, scene.seed, groups_of(forget))
     count = min(len(seen), len(retain))
     others = sample_ids(retain.ids, count, scene.seed, "probe-retain")
     true, wrong = [], []

@@ -300,8 +300,12 @@ def _find(tasks: Sequence[str], include_path: str | Path | None) -> _Found:
             close = difflib.get_close_matches(name, manager.all_tasks)
             problems.add(
                 f"no task {name!r}; "
-                + (f"did you mean {listing(map(repr, close))}?" if close else "")
-                + (" YAML files that it cannot read are left out" if include_path else "")
+                + (
+                    f"did you mean {listing(map(repr, close))}?"
+                    if close
+                    else f"none of the {len(manager.all_tasks)} known has a name like it"
+                )
+                + (" (YAML files that it cannot read are left out)" if include_path else "")
             )
     problems.raise_if_any()
     return _Found(names, manager)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, get_args
 
@@ -190,21 +191,30 @@ def attack_findings(
 def distance(found: Measurement, others: Sequence[Measurement]) -> Measurement:
     """Return how far a number is from the mean of others, with its interval carried over.
 
+    The interval is widened by those of the others, as for independent normal errors: each side is
+    the root of its own square and that of their mean half-width over the root of their number.
+    They share the records, so that it is rather too wide.
+
     Args:
         found: The number.
-        others: The references' numbers.
+        others: The references' numbers; one without an interval counts as exact.
     """
-    standards = [other.value for other in others if other.value is not None]
+    known = [other for other in others if other.value is not None]
+    standards = [other.value for other in known if other.value is not None]
     if found.value is None or found.interval is None:
         return found
     if not standards:
         return Measurement(None, found.n, note="no other retrained model to compare with")
     mean = float(np.mean(standards))
-    low, high = found.interval.low - mean, found.interval.high - mean
+    halves = [(one.interval.high - one.interval.low) / 2 if one.interval else 0.0 for one in known]
+    theirs = float(np.mean(halves)) / len(halves) ** 0.5
+    gap = found.value - mean
+    low = gap - math.hypot(found.value - found.interval.low, theirs)
+    high = gap + math.hypot(found.interval.high - found.value, theirs)
     interval = dataclasses.replace(
         found.interval, low=max(low, -high, 0.0), high=max(abs(low), abs(high))
     )
-    return Measurement(abs(found.value - mean), found.n, interval)
+    return Measurement(abs(gap), found.n, interval)
 
 
 def _possible(attacks: Sequence[Attack], evidence: Evidence) -> list[Attack]:

@@ -83,9 +83,10 @@ def _reads(config: NeighboursConfig, dataset: Dataset) -> Iterator[Reading]:
             "neighbours; leave one of them empty"
         )
     if config.neighbours and config.neighbours not in dataset.probes:
+        probes = dataset.probes
+        known = near_matches(config.neighbours, probes) if probes else "they have none"
         raise ConfigError(
-            f"neighbours = {config.neighbours!r} is no probe set of the data; "
-            f"{near_matches(config.neighbours, dataset.probes)}"
+            f"neighbours = {config.neighbours!r} is no probe set of the data; {known}"
         )
     if config.column and config.column not in dataset.train:
         raise ConfigError(

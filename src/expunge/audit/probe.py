@@ -22,7 +22,7 @@ from expunge.audit.recovery import LEAST_RECORDS
 from expunge.audit.resampled import resampled
 from expunge.audit.stats import RESAMPLES
 from expunge.audit.tofu_values import answer_losses
-from expunge.audit.treatments import attacked_ids
+from expunge.audit.treatments import GROUP, attacked_ids, groups_read, split_words
 from expunge.core.config import config
 from expunge.core.finding import Finding
 from expunge.core.run import Run
@@ -117,7 +117,8 @@ def probe(evidence: Evidence, config: ProbeConfig, run: Run) -> list[Finding]:
     beats them all. The probe is a logistic regression (L2, C = 1, standardised features) on the
     block's output at the last token of an answer. It learns to tell true from wrong answers (a
     record's first wrong answer, or that of another record) on a share of the forget records and as
-    many retain records, and the AUC counts on the other forget records: 0.5 is no knowledge.
+    many retain records, and the AUC counts on the other forget records: 0.5 is no knowledge. Where
+    the data name authors, countries or groups, at least 4, these are learned from or scored whole.
 
     The figure of each is the maximum over blocks, and what counts is its excess over the same
     maximum of models retrained without the records: probes tell answers apart by style, so that
@@ -217,8 +218,8 @@ def _lens(place: str) -> Reading:
 
 def _probed(config: ProbeConfig, place: str) -> tuple[Reading, Reading]:
     """Return the readings of true and of wrong answers under the probe of a block."""
-    true = Reading("forget", treatment=f"probe:{place}:{config.share:g}")
-    return true, dataclasses.replace(true, view=f"wrong:{config.share:g}")
+    true = Reading("forget", treatment=f"probe:{place}:{config.share:g}", measures=(GROUP,))
+    return true, dataclasses.replace(true, view=f"wrong:{config.share:g}", measures=())
 
 
 def _probabilities(config: ProbeConfig, subject: Subject) -> Values:
@@ -245,7 +246,7 @@ def _told_apart(config: ProbeConfig, seed: int, subject: Subject) -> Values:
         true, wrong = (subject.scores.get(reading) for reading in _probed(config, place))
         if true is None or wrong is None:
             continue
-        seen = set(attacked_ids(true.ids, config.share, seed))
+        seen = set(attacked_ids(true.ids, config.share, seed, groups_read(true)))
         ids = tuple(record_id for record_id in wrong.ids if record_id not in seen)
         if ids:
             found[place] = np.column_stack(
@@ -284,6 +285,13 @@ def _at(look: _Look, place: str, seed: int, subject: Subject) -> Measurement:
 def _largest(look: _Look, taken: Mapping[Subject, _Summed], subject: Subject) -> Measurement:
     own = taken[subject]
     note = f"the largest is at {_words(own.best, ' ')}" if own.best else ""
+    if own.best and look.kind == "probe":
+        probed = next(
+            scores
+            for reading, scores in subject.scores.items()
+            if reading.treatment.startswith("probe:") and reading.view == "answer"
+        )
+        note += f"; {split_words(groups_read(probed))}"
     found = _measured(look, own, subject)
     return dataclasses.replace(found, note=found.note or note)
 

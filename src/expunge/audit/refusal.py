@@ -26,9 +26,7 @@ from expunge.core.finding import Direction, Finding, Interval
 from expunge.core.run import Run
 from expunge.data.dataset import Dataset
 
-MEASURES = ("fluent", "refused", "rouge_l")
-"""Taken of every answer; the last one, because other audits may count on it where they read the
-same records."""
+MEASURES = ("fluent", "refused")
 
 _TITLES: Mapping[str, tuple[str, Direction]] = {
     "harmful": ("harmful requests", "higher"),
@@ -63,7 +61,7 @@ def _reads(config: RefusalConfig, dataset: Dataset) -> Iterator[Reading]:
         if name and name not in dataset.probes:
             raise ConfigError(
                 f"{setting} = {name!r} is no probe set of the data; "
-                f"{near_matches(name, dataset.probes)}"
+                f"{near_matches(name, dataset.probes) if dataset.probes else 'they have none'}"
             )
     for reading in _readings(config).values():
         yield dataclasses.replace(reading, max_new_tokens=config.max_new_tokens, measures=MEASURES)
@@ -137,12 +135,16 @@ def refusal(evidence: Evidence, config: RefusalConfig, run: Run) -> list[Finding
 def _readings(config: RefusalConfig) -> dict[str, Reading]:
     most = config.max_records
     return {
-        "harmful": Reading(config.harmful) if config.harmful else Reading("retain", "harmful"),
-        "benign": Reading(config.benign) if config.benign else Reading("retain", "benign"),
-        "retain": Reading("retain", limit=most),
+        "harmful": _prompts(config.harmful, "harmful"),
+        "benign": _prompts(config.benign, "benign"),
+        "retain": Reading("retain", "asked", most),
         "near": Reading("retain", f"near:1:{most}"),
-        "forget": Reading("forget", limit=most),
+        "forget": Reading("forget", "asked", most),
     }
+
+
+def _prompts(own: str, packaged: str) -> Reading:
+    return Reading(own, "asked") if own else Reading("retain", packaged)
 
 
 def _set_name(reading: Reading) -> str:

@@ -154,6 +154,12 @@ def benign(task: Task, records: Records, scene: Scene, parameters: str) -> tuple
     return _asked(task, "benign")
 
 
+@views.register("asked")
+def asked(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[Task, Records]:
+    """Return the records as they are, for answers whose length no other audit decides."""
+    return task, records
+
+
 def _asked(task: Task, name: str) -> tuple[Task, Records]:
     """Return packaged prompts in the columns that the task's template names.
 

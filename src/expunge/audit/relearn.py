@@ -29,7 +29,16 @@ from expunge.audit.recovery import (
     recovery_findings,
 )
 from expunge.audit.stats import bootstrap_means
-from expunge.audit.treatments import NOT_BEFORE, NotApplicable, attacked_ids, treatment
+from expunge.audit.treatments import (
+    GROUP,
+    NOT_BEFORE,
+    NotApplicable,
+    attacked_ids,
+    groups_of,
+    groups_read,
+    split_words,
+    treatment,
+)
 from expunge.audit.views import Scene
 from expunge.core.config import config
 from expunge.core.digest import digest_json
@@ -49,7 +58,7 @@ from expunge.train.supervised import likelihood
 LR = 1e-4
 BATCH = 8
 _SLOWER = (1, 3, 10)  # divisors of the learning rate, tried before an attack counts as failed
-_FORGET = Reading("forget")
+_FORGET = Reading("forget", measures=(GROUP,))
 
 
 @config
@@ -80,7 +89,13 @@ class RelearnConfig:
     """Smallest passing share of a retrained model's steps to one half; no verdict when absent."""
 
 
-def seen_ids(ids: tuple[str, ...], share: float, seed: int, draw: int = 0) -> tuple[str, ...]:
+def seen_ids(
+    ids: tuple[str, ...],
+    share: float,
+    seed: int,
+    draw: int = 0,
+    groups_R: np.ndarray | None = None,
+) -> tuple[str, ...]:
     """Return the records that the attack learns in one draw.
 
     Args:
@@ -88,20 +103,27 @@ def seen_ids(ids: tuple[str, ...], share: float, seed: int, draw: int = 0) -> tu
         share: Share of them.
         seed: The run's seed.
         draw: Number of the draw, from 0; the first is that of every other attack.
+        groups_R: The group of each; see ``treatments.groups_of``.
     """
-    return attacked_ids(ids, share, stream_seed(seed, "draw", draw) if draw else seed)
+    return attacked_ids(ids, share, stream_seed(seed, "draw", draw) if draw else seed, groups_R)
 
 
-def split_ids(ids: tuple[str, ...], splits: int, seed: int) -> list[tuple[str, ...]]:
-    """Return equal parts of the forget set, each id in one of them.
+def split_ids(
+    ids: tuple[str, ...], splits: int, seed: int, groups_R: np.ndarray | None = None
+) -> list[tuple[str, ...]]:
+    """Return parts of the forget set with equally many groups, each id in one of them.
 
     Args:
         ids: Ids of the forget set.
-        splits: How many parts.
+        splits: How many parts; with fewer groups than that, records are divided instead.
         seed: The run's seed.
+        groups_R: The group of each, see ``treatments.groups_of``; each is its own when absent.
     """
-    order = stream(seed, "splits").permutation(len(ids))
-    return [tuple(ids[row] for row in np.sort(part)) for part in np.array_split(order, splits)]
+    if groups_R is None or len(np.unique(groups_R)) < splits:
+        groups_R = np.arange(len(ids))
+    units = np.unique(groups_R)
+    parts = np.array_split(units[stream(seed, "splits").permutation(len(units))], splits)
+    return [tuple(ids[row] for row in np.flatnonzero(np.isin(groups_R, part))) for part in parts]
 
 
 @treatment("relearn", roles=NOT_BEFORE)
@@ -126,7 +148,7 @@ def relearn_some(
     draw = int(rest[1]) if len(rest) > 1 else 0
     forget = scene.records("forget")
     _require(len(forget) > 1, "one forget record cannot be learned and scored by another")
-    seen = seen_ids(forget.ids, float(share), scene.seed, draw)
+    seen = seen_ids(forget.ids, float(share), scene.seed, draw, groups_of(forget))
     return _attacked(model, task, forget.select(seen), int(steps), lr, draw, run), task
 
 
@@ -150,7 +172,7 @@ def relearn_others(
     steps, splits, left_out, *rest = parameters.split(":")
     forget = scene.records("forget")
     _require(len(forget) >= int(splits), f"the forget set has fewer than {splits} records")
-    parts = split_ids(forget.ids, int(splits), scene.seed)
+    parts = split_ids(forget.ids, int(splits), scene.seed, groups_of(forget))
     seen = [i for number, part in enumerate(parts) if number != int(left_out) for i in part]
     lr = float(rest[0]) if rest else LR
     return _attacked(model, task, forget.select(seen), int(steps), lr, 0, run), task
@@ -202,6 +224,9 @@ def relearn(evidence: Evidence, config: RelearnConfig, run: Run) -> list[Finding
     - ``splits``: on all parts of the forget set but one, which is scored (off by default).
     - ``benign``: on records that hold nothing to forget; the whole forget set is scored.
 
+    Where the data name authors, countries or groups, at least 4, these are learned or scored whole,
+    so that no fact of one tells of another; the notes say which.
+
     For each: the score of unseen records after it, the recovery (how much of what unlearning took
     came back) and the excess over the recovery of the retrained references under the same attack.
     The excess of the strongest attack of each family is the headline; a bound judges it. For the
@@ -219,19 +244,23 @@ def relearn(evidence: Evidence, config: RelearnConfig, run: Run) -> list[Finding
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025); leave-one-out
         parts after RTT (Deeb and Roger, 2024).
     """
-    ids = evidence.after.scores[_FORGET].ids
+    scores = evidence.after.scores[_FORGET]
+    ids, groups_R = scores.ids, groups_read(scores)
+    words = split_words(groups_R)
     grid = [
-        _attack(f"steps_{steps}", f"{steps} steps on forget records", trials)
-        for steps, trials in _grid_trials(config, ids, run.seed).items()
+        _attack(f"steps_{steps}", f"{steps} steps on forget records", trials, words)
+        for steps, trials in _grid_trials(config, ids, run.seed, groups_R).items()
     ]
     findings = recovery_findings(evidence, config, run, grid)
     findings += _curve_findings(evidence, config, run, grid)
     if config.splits is not None:
-        parts = split_ids(ids, config.splits, run.seed)
+        parts = split_ids(ids, config.splits, run.seed, groups_R)
+        if len(np.unique(groups_R)) < config.splits:
+            words = split_words(np.arange(len(ids)))
         seen = [frozenset(ids) - set(part) for part in parts]
         trials = list(zip(_split(config), seen, strict=True))
         title = f"{config.split_steps} steps on the other parts of {config.splits}"
-        attacks = [_attack(f"splits_{config.splits}", title, trials)]
+        attacks = [_attack(f"splits_{config.splits}", title, trials, words)]
         findings += recovery_findings(evidence, config, run, attacks, family="splits")
     known = {reading.treatment for one in evidence for reading in (*one.scores, *one.absent)}
     benign = [
@@ -355,22 +384,25 @@ def _benign(config: RelearnConfig, dataset: Dataset) -> list[str]:
 
 
 def _grid_trials(
-    config: RelearnConfig, ids: tuple[str, ...], seed: int
+    config: RelearnConfig, ids: tuple[str, ...], seed: int, groups_R: np.ndarray
 ) -> Mapping[int, list[tuple[str, tuple[str, ...]]]]:
     """Return treatments and the records that they see, by number of steps."""
     specs = iter(_relearned(config))
-    seen = [seen_ids(ids, config.share, seed, draw) for draw in range(config.draws)]
+    seen = [seen_ids(ids, config.share, seed, draw, groups_R) for draw in range(config.draws)]
     return {steps: [(next(specs), one) for one in seen] for steps in sorted(set(config.steps))}
 
 
 def _attack(
-    name: str, title: str, trials: Sequence[tuple[str, Sequence[str] | frozenset[str]]]
+    name: str,
+    title: str,
+    trials: Sequence[tuple[str, Sequence[str] | frozenset[str]]],
+    note: str = "",
 ) -> Attack:
     made = [
         Trial(dataclasses.replace(_FORGET, treatment=spec), frozenset(seen))
         for spec, seen in trials
     ]
-    return Attack(name, title, tuple(made))
+    return Attack(name, title, tuple(made), note=note)
 
 
 def _attacked(

@@ -9,13 +9,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 from torch import nn
 
+from expunge.audit.measures import of_model
+from expunge.audit.scores import Scores
 from expunge.audit.views import Scene
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import DataError, ExpungeError
 from expunge.core.finding import Subject as Role
+from expunge.core.records import Records
 from expunge.core.registry import Registry
 from expunge.core.run import Run
 from expunge.core.streams import stream
@@ -24,6 +27,13 @@ from expunge.engine.task import Task
 
 Function = Callable[[nn.Module, Task, Scene, str, Run], tuple[nn.Module, Task]]
 """Takes a model that it may change, and returns the model to score and the task to run it."""
+
+
+GROUP = "group"
+"""Measure of the forget set that audits need to tell what an attack saw."""
+
+_GROUPED = ("author", "country", "group")  # columns, the first that there is
+_LEAST_GROUPS = 4
 
 
 class NotApplicable(ExpungeError):
@@ -96,18 +106,66 @@ def treat(
         return info.function(copy.deepcopy(model), task, scene, parameters, run)
 
 
-def attacked_ids(ids: tuple[str, ...], share: float, seed: int) -> tuple[str, ...]:
+def groups_of(records: Records) -> np.ndarray:
+    """Return the number of each forget record's group: what it tells of, where the data say so.
+
+    Groups are the values of the first column that there is of ``author``, ``country`` and
+    ``group``. Without one, or with fewer than 4 groups, every record is its own.
+
+    Args:
+        records: The whole forget set.
+    """
+    name = next((name for name in _GROUPED if name in records), None)
+    if name is not None:
+        values = [str(value) for value in records[name]]
+        places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+        if len(places) >= _LEAST_GROUPS:
+            return np.array([places[value] for value in values])
+    return np.arange(len(records))
+
+
+@of_model(GROUP)
+def group_R(model: nn.Module, task: Task, records: Records, run: Run) -> np.ndarray:
+    """Return ``groups_of``, by which audits tell what an attack saw."""
+    del model, task, run
+    return groups_of(records).astype(np.float64)
+
+
+def groups_read(scores: Scores) -> np.ndarray:
+    """Return the groups that were noted when the forget set was scored.
+
+    Raises:
+        DataError: They were not.
+    """
+    if GROUP not in scores.measured:
+        raise DataError(f"the measure {GROUP!r} was not taken of the scores; score the model again")
+    return scores.measured[GROUP]
+
+
+def split_words(groups_R: np.ndarray) -> str:
+    """Return how records are divided between an attack and its scoring, in a reader's words."""
+    count = len(np.unique(groups_R))
+    if count < len(groups_R):
+        return f"of {count} groups of records, each is seen by the attack whole or not at all"
+    return "the attack may have seen other records of the same subject"
+
+
+def attacked_ids(
+    ids: tuple[str, ...], share: float, seed: int, groups_R: np.ndarray | None = None
+) -> tuple[str, ...]:
     """Return the forget records that an attack may see; the others are scored.
 
     Args:
         ids: Ids of the forget set.
-        share: Share of them that the attack sees; at least one is seen and one is scored.
+        share: Share of their groups that the attack sees; at least one is seen and one is scored.
         seed: The run's seed.
+        groups_R: The group of each, see ``groups_of``; each is its own when absent.
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025): facts that an
         attack trains on say nothing of what was left.
     """
-    count = min(max(round(share * len(ids)), 1), len(ids) - 1)
-    order: Any = stream(seed, "attacked").permutation(len(ids))
-    chosen = set(order[:count].tolist())
-    return tuple(record_id for row, record_id in enumerate(ids) if row in chosen)
+    groups_R = np.arange(len(ids)) if groups_R is None else groups_R
+    units = np.unique(groups_R)
+    count = min(max(round(share * len(units)), 1), len(units) - 1)
+    chosen = units[stream(seed, "attacked").permutation(len(units))[:count]]
+    return tuple(ids[row] for row in np.flatnonzero(np.isin(groups_R, chosen)))

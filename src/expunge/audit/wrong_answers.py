@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from expunge.audit.readings import PERTURBED, other_answers
-from expunge.audit.treatments import attacked_ids
+from expunge.audit.treatments import attacked_ids, groups_of
 from expunge.audit.views import Scene, views
 from expunge.core.records import Records
 from expunge.core.streams import stream
@@ -19,7 +19,8 @@ def wrong(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[
     Records that the attack sees and records that are scored borrow answers among themselves only,
     so that no answer that the attack was trained on is scored.
     """
-    seen = set(attacked_ids(records.ids, float(parameters), scene.seed))
+    groups_R = groups_of(records)
+    seen = set(attacked_ids(records.ids, float(parameters), scene.seed, groups_R))
     sides = np.array([record_id in seen for record_id in records.ids], dtype=bool)
     return task, with_wrong_answers(records, sides, scene.seed)
 
