@@ -1,5 +1,6 @@
 """Relearning finds models that only pretend to have forgotten."""
 
+import dataclasses
 import json
 
 import attack_worlds
@@ -141,6 +142,26 @@ def test_an_attack_never_learns_of_an_author_that_is_scored(people, spec, reads)
         for part in (train, train.replace(answer=changed))
     )
     assert state_digest(first) == state_digest(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "metric"),
+    [
+        ("relearn", {"steps": [1], "benign": []}, "score_steps_1"),
+        ("ablation", {"directions": False}, "score_pruned_0_5_percent"),
+        ("probe", {"blocks": [0]}, "probe_auc"),
+    ],
+)
+def test_audits_score_the_authors_that_the_attack_did_not_see(people, name, settings, metric):
+    """Seven authors, the last of two records: by record 25 of 50 would be scored."""
+    train = grouped(people, 8)
+    world = dataclasses.replace(people, dataset=Dataset("causal_lm", train))
+    forget = people.sets.forget
+    seen = attacked_ids(forget, 0.5, 3, groups_of(train.select(forget)))
+    found = of(world.audit(name, settings), metric)
+    assert found.n == len(forget) - len(seen) != 25
+    if found.value is not None:
+        assert "of 7 groups" in found.note
 
 
 def test_fewer_groups_than_parts_are_divided_by_record():
