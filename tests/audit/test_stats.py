@@ -14,6 +14,7 @@ from expunge.audit.stats import (
     clopper_pearson,
     harmonic_mean,
     ks_test,
+    mean_interval,
     percentile_interval,
     tpr_at_fpr,
 )
@@ -189,3 +190,23 @@ def test_harmonic_mean():
 def test_harmonic_mean_lies_between(values):
     mean = harmonic_mean(values)
     assert min(values) - 1e-12 <= mean <= np.mean(values) + 1e-12
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_interval_of_a_mean_holds_it_and_has_width(values):
+    values_R = np.array(values)
+    found = mean_interval(values_R, 0, "x")
+    assert found.low - 1e-9 <= values_R.mean() <= found.high + 1e-9
+    assert -1e-9 <= found.low
+    assert found.high <= 1 + 1e-9
+    if np.ptp(values_R) == 0:
+        assert found.high - found.low > 0
+
+
+def test_equal_values_are_as_uncertain_as_the_records_that_may_differ_unseen():
+    for value, hits in ((0.0, 0), (1.0, 40)):
+        exact = clopper_pearson(hits, 40)
+        found = mean_interval(np.full(40, value), 0, "x")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    percent = mean_interval(np.full(40, 100.0), 0, "x", high=100.0)
+    assert (percent.low, percent.high) == pytest.approx((100 * exact.low, 100.0))

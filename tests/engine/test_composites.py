@@ -255,3 +255,16 @@ def test_the_settings_of_a_composite_are_part_of_its_digest(model, assistant):
     """Two strengths are two models, though their weights are the same."""
     one, same, other = (composed(model, assistant, alpha=alpha) for alpha in (0.1, 0.1, 3.0))
     assert state_digest(one) == state_digest(same) != state_digest(other)
+
+
+def test_an_answer_near_the_end_of_the_context_is_not_cut_by_what_is_beside_it(
+    model, assistant, task, records
+):
+    """Each record has the room that its own prompt leaves."""
+    made = composed(model, assistant)
+    starts = [start for _, start in task.encoded(records)]
+    assert len(set(starts)) > 1
+    made.config.max_position_embeddings = max(starts) + 3
+    together = task.generate(made, records, range(len(records)), 10)
+    alone = [task.generate(made, records, [row], 10)[0] for row in range(len(records))]
+    assert together == alone

@@ -13,7 +13,7 @@ from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading, num_perturbed
 from expunge.audit.scores import Scores
-from expunge.audit.stats import bootstrap_means, clopper_pearson, percentile_interval
+from expunge.audit.stats import clopper_pearson, mean_interval
 from expunge.audit.tofu_values import answer_losses
 from expunge.core.config import config
 from expunge.core.finding import Direction, Finding
@@ -159,12 +159,8 @@ def _share(hits_R: np.ndarray) -> Measurement:
 
 
 def _mean(values_R: np.ndarray, seed: int, plain: Reading) -> Measurement:
-    """Return the mean; resamples of equal values do not vary, so the widest interval stands in."""
-    mean, n = float(values_R.mean()), len(values_R)
-    if np.ptp(values_R) == 0:
-        return Measurement(mean, n, clopper_pearson(mean * n, n))
-    draws = bootstrap_means(values_R, seed, f"memorization-{plain.record_set}")
-    return Measurement(mean, n, percentile_interval(draws))
+    interval = mean_interval(values_R, seed, f"memorization-{plain.record_set}")
+    return Measurement(float(values_R.mean()), len(values_R), interval)
 
 
 def _verbatim(subject: Subject, plain: Reading) -> np.ndarray:

@@ -23,7 +23,7 @@ from expunge.audit.mia import distance
 from expunge.audit.mia_scores import min_k
 from expunge.audit.prompts import filled, template_of
 from expunge.audit.readings import Reading
-from expunge.audit.stats import RESAMPLES, auc, bootstrap_means, percentile_interval
+from expunge.audit.stats import RESAMPLES, auc, mean_interval, percentile_interval
 from expunge.audit.views import Scene, views
 from expunge.core.config import config
 from expunge.core.errors import ConfigError, DataError, listing
@@ -359,8 +359,8 @@ def _mean(subject: Subject, reading: Reading, seed: int) -> Measurement:
     values_R = 100 * subject.scores[reading].measured[name]
     if not len(values_R):
         return Measurement(None, 0, note=f"{reading.record_set!r} has no records")
-    draws = bootstrap_means(values_R, seed, reading.record_set)
-    return Measurement(float(values_R.mean()), len(values_R), percentile_interval(draws))
+    interval = mean_interval(values_R, seed, reading.record_set, high=100.0)
+    return Measurement(float(values_R.mean()), len(values_R), interval)
 
 
 @views.register("continuation")

@@ -23,8 +23,7 @@ from expunge.audit.recovery import (
     references_told,
 )
 from expunge.audit.recovery import By as By
-from expunge.audit.stats import RESAMPLES, bootstrap_means, percentile_interval
-from expunge.core.finding import Interval
+from expunge.audit.stats import RESAMPLES, bootstrap_means, mean_interval
 from expunge.core.records import Records
 
 Values = Mapping[str, float]
@@ -100,9 +99,6 @@ def paired(*columns: Values) -> list[np.ndarray]:
 def mean_of(values_R: np.ndarray, seed: int, purpose: str, note: str = "") -> Measurement:
     """Return a mean with its interval; none below 20 records.
 
-    The interval is a bootstrap's. Where all values are equal, resamples do not vary; then it is as
-    wide as the records that may differ unseen (Clopper and Pearson) can make it.
-
     Args:
         values_R: One value per record, -1..1.
         seed: The run's seed.
@@ -112,13 +108,8 @@ def mean_of(values_R: np.ndarray, seed: int, purpose: str, note: str = "") -> Me
     n = len(values_R)
     if n < LEAST:
         return too_few(n)
-    mean = float(values_R.mean())
-    if np.ptp(values_R) == 0:
-        unseen = no_leak_bound(n, 0.975)
-        low, high = mean - (1 + mean) * unseen, mean + (1 - mean) * unseen
-        return Measurement(mean, n, Interval(low=low, high=high, method="clopper-pearson"), note)
-    interval = percentile_interval(bootstrap_means(values_R, seed, purpose))
-    return Measurement(mean, n, interval, note)
+    interval = mean_interval(values_R, seed, purpose, low=-1.0)
+    return Measurement(float(values_R.mean()), n, interval, note)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,13 +20,11 @@ from expunge.audit.recovery import (
     Attack,
     By,
     Trial,
-    interval_of,
-    no_leak_bound,
     readings_by,
     record_scores,
     recovery_findings,
 )
-from expunge.audit.stats import bootstrap_means
+from expunge.audit.stats import mean_interval
 from expunge.audit.treatments import NotApplicable, treatment
 from expunge.audit.views import Scene
 from expunge.core.config import config
@@ -294,6 +292,5 @@ def _drop(subject: Subject, config: QuantizeConfig, spec: str, seed: int) -> Mea
     lost_R = lost_R[lost_R == lost_R]
     if not len(lost_R):
         return Measurement(None, 0, note="there are no retain records")
-    draws_S = bootstrap_means(lost_R, seed, "retain-drop")
-    interval = interval_of(draws_S, no_leak_bound(len(lost_R), 0.975))
+    interval = mean_interval(lost_R, seed, "retain-drop", low=-1.0)
     return Measurement(float(lost_R.mean()), len(lost_R), interval)

@@ -17,7 +17,7 @@ import numpy as np
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading, num_perturbed
 from expunge.audit.scores import Scores
-from expunge.audit.stats import bootstrap_means, clopper_pearson, percentile_interval
+from expunge.audit.stats import bootstrap_means, clopper_pearson, mean_interval, percentile_interval
 from expunge.core.errors import ConfigError
 from expunge.core.finding import Finding, Interval, judge
 from expunge.core.run import Run
@@ -389,8 +389,7 @@ def _knowledge(subject: Subject, plain: Reading) -> np.ndarray:
 def _mean(values: np.ndarray, seed: int, note: str) -> Measurement:
     n = len(values)
     if not np.isin(values, (0.0, 1.0)).all():
-        interval = percentile_interval(bootstrap_means(values, seed, "recovery"))
-        return Measurement(float(values.mean()), n, interval, note)
+        return Measurement(float(values.mean()), n, mean_interval(values, seed, "recovery"), note)
     hits = int(values.sum())
     if not hits:
         bound = f"none of {n}: at most {no_leak_bound(n):.3f} with 95 % confidence"

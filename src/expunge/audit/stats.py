@@ -63,6 +63,28 @@ def percentile_interval(draws: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(low=float(low), high=float(high), level=level, method="bootstrap")
 
 
+def mean_interval(
+    values_R: np.ndarray, seed: int, purpose: str, low: float = 0.0, high: float = 1.0
+) -> Interval:
+    """Return the interval of the mean of bounded values: a bootstrap's, and never without width.
+
+    Where all values are equal, resamples do not vary; the interval then reaches as far as the share
+    of others that Clopper and Pearson allow unseen can move the mean.
+
+    Args:
+        values_R: One value per record, at least one.
+        seed: The run's seed.
+        purpose: Names the random stream.
+        low: Least possible value.
+        high: Largest possible value.
+    """
+    if np.ptp(values_R) > 0:
+        return percentile_interval(bootstrap_means(values_R, seed, purpose))
+    value, exact = float(values_R[0]), clopper_pearson(0, len(values_R))
+    ends = value - (value - low) * exact.high, value + (high - value) * exact.high
+    return dataclasses.replace(exact, low=ends[0], high=ends[1])
+
+
 def auc(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> tuple[float, Interval]:
     """Return the area under the ROC curve and its interval.
 

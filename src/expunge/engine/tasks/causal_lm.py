@@ -33,8 +33,8 @@ from expunge.engine.decoding import (
     keeps_cache,
     padded,
 )
-from expunge.engine.device import forked_random
 from expunge.engine.task import Batch, Predictions, task
+from expunge.engine.writing import write
 
 REFUSALS = (
     "I don't know.",
@@ -286,35 +286,13 @@ class CausalLM:
         """
         texts = self._texts(records, rows)
         self._encode(texts)
-        prompts = [tokens[:start] for tokens, start in (self._encoded[text] for text in texts)]
-        longest = max(map(len, prompts))
-        self._require_room(model, longest)
-        max_new_tokens = min(max_new_tokens, context_length(model) - longest)
+        encoded = [self._encoded[text] for text in texts]
         if temperature == 0 and keeps_cache(model):
-            encoded = [self._encoded[text] for text in texts]
             return self.greedy(model, encoded, [max_new_tokens] * len(rows), known)
-        from transformers import GenerationConfig
-
-        ids_BT, seen_BT = padded(prompts, self._pad(), left=True)
-        device = next(model.parameters()).device
-        drawn: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        settings = GenerationConfig(
-            **drawn,
-            max_new_tokens=max_new_tokens,
-            num_beams=1,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self._pad(),
-        )
-        with _only(settings, model), forked_random(str(device)):
-            torch.manual_seed(seed)
-            output_BT = model.generate(  # type: ignore[operator]
-                input_ids=ids_BT.to(device),
-                attention_mask=seen_BT.to(device),
-                generation_config=settings,
-            )
-        return self._decoded(output_BT[:, longest:])
+        prompts = [tokens[:start] for tokens, start in encoded]
+        limits = self._limits(model, encoded, [max_new_tokens] * len(rows))
+        end, pad = self.tokenizer.eos_token_id, self._pad()
+        return self._decoded(write(model, prompts, limits, end, pad, temperature, seed))
 
     def greedy(
         self,
@@ -334,12 +312,8 @@ class CausalLM:
         Raises:
             DataError: A prompt leaves no room for an answer.
         """
-        end, room = self.tokenizer.eos_token_id, context_length(model)
-        self._require_room(model, max(start for _, start in encoded))
-        limits = [
-            min(longest, room - start)
-            for longest, (_, start) in zip(max_new_tokens, encoded, strict=True)
-        ]
+        end = self.tokenizer.eos_token_id
+        limits = self._limits(model, encoded, max_new_tokens)
         written = [
             tokens[start : start + min(count, limit)]
             for (tokens, start), count, limit in zip(
@@ -360,12 +334,17 @@ class CausalLM:
                 written[row] = written[row] + more
         return self._decoded([[token for token in given if token != end] for given in written])
 
-    def _require_room(self, model: nn.Module, longest: int) -> None:
-        if longest >= context_length(model):
+    def _limits(
+        self, model: nn.Module, encoded: Sequence[Encoded], longest: Sequence[int]
+    ) -> list[int]:
+        """Return how many tokens each answer may have, whatever is beside it in a batch."""
+        room, prompt = context_length(model), max(start for _, start in encoded)
+        if prompt >= room:
             raise DataError(
-                f"a prompt has {longest} tokens and the model reads {context_length(model)}; "
-                "shorten the prompts, or choose a model with a longer context"
+                f"a prompt has {prompt} tokens and the model reads {room}; shorten the prompts, or "
+                "choose a model with a longer context"
             )
+        return [min(most, room - start) for most, (_, start) in zip(longest, encoded, strict=True)]
 
     def _require_context(self, model: nn.Module, longest: int) -> None:
         if longest > context_length(model):
@@ -527,20 +506,3 @@ def _heads(model: nn.Module) -> list[nn.Module]:
             f"{listing(name for name, _ in model.named_children())}"
         )
     return [head]
-
-
-@contextmanager
-def _only(settings: Any, model: nn.Module) -> Iterator[None]:
-    """Hide the generation settings that came with the model, such as a repetition penalty.
-
-    ``generate`` would fill the gaps of ours with them, and the answers would not be greedy.
-    """
-    owners = [part for part in model.modules() if "generation_config" in vars(part)]
-    hidden = [owner.generation_config for owner in owners]
-    for owner in owners:
-        owner.generation_config = settings
-    try:
-        yield
-    finally:
-        for owner, own in zip(owners, hidden, strict=True):
-            owner.generation_config = own
