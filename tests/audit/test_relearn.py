@@ -11,7 +11,7 @@ import torch
 from expunge.audit.audit import audits, parse_config
 from expunge.audit.collecting import collect
 from expunge.audit.readings import Reading
-from expunge.audit.relearn import seen_ids, split_ids
+from expunge.audit.relearning import seen_ids, split_ids
 from expunge.audit.treatments import NotApplicable, attacked_ids, groups_of, treat
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
@@ -213,7 +213,7 @@ def test_an_attack_that_diverges_tries_three_learning_rates(people):
 
 
 def test_a_failed_attack_leaves_nothing_on_disk(people, monkeypatch, tmp_path):
-    import expunge.audit.relearn as module
+    import expunge.audit.relearning as module
     from expunge.core.errors import NumericalError
 
     folders = []
@@ -234,7 +234,7 @@ def test_a_failed_attack_leaves_nothing_on_disk(people, monkeypatch, tmp_path):
 
 
 def test_a_slower_attack_starts_from_the_model_given(people, monkeypatch):
-    import expunge.audit.relearn as module
+    import expunge.audit.relearning as module
     from expunge.core.errors import NumericalError
 
     tried = []
