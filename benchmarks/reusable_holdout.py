@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from output import parser, report
 
-from expunge.audit.holdout import BUDGET, Exhausted, HoldoutConfig, Ledger, Thresholdout
+from expunge.audit.holdout import BUDGET, Exhausted, HoldoutConfig, Thresholdout
+from expunge.audit.holdout_ledger import Ledger
 from expunge.core.records import Records
 from expunge.core.streams import stream
 

@@ -17,12 +17,12 @@ from expunge.audit.holdout import (
     Answer,
     Exhausted,
     HoldoutConfig,
-    Ledger,
     Noise,
     Thresholdout,
     decide,
     reusable,
 )
+from expunge.audit.holdout_ledger import Ledger
 from expunge.core import files
 from expunge.core.digest import digest_json
 from expunge.core.errors import ConfigError, DataError, IntegrityError, StorageError

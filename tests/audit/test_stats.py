@@ -197,7 +197,7 @@ def test_the_interval_of_a_mean_holds_it_and_has_width(values):
     values_R = np.array(values)
     found = mean_interval(values_R, 0, "x")
     assert found.low - 1e-9 <= values_R.mean() <= found.high + 1e-9
-    assert -1e-9 <= found.low
+    assert found.low >= -1e-9
     assert found.high <= 1 + 1e-9
     if np.ptp(values_R) == 0:
         assert found.high - found.low > 0

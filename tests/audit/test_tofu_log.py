@@ -17,7 +17,8 @@ import expunge.audit.tofu as suite
 from expunge.audit import tofu_log
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.readings import Reading
-from expunge.audit.tofu_log import parse_tofu_log, read_tofu_log, tofu_log_findings
+from expunge.audit.tofu_log import parse_tofu_log, read_tofu_log
+from expunge.audit.tofu_log_findings import tofu_log_findings
 from expunge.core.errors import ConfigError, DataError, StorageError
 from expunge.core.finding import Finding
 from expunge.core.run import Run

@@ -115,6 +115,34 @@ def test_remove_tree_takes_folders_files_links_and_nothing(tmp_path):
     assert os.listdir(kept) == ["file"]
 
 
+@pytest.mark.parametrize("deleted", [0, 1, 2])
+def test_a_folder_whose_deletion_was_killed_is_gone_and_leaves_nothing_later(
+    tmp_path, monkeypatch, deleted
+):
+    """Half a folder of checkpoints would be taken for a damaged one."""
+    folder = tmp_path / "checkpoints"
+
+    def fill():
+        folder.mkdir()
+        for name in ("HEAD.json", "state.safetensors"):
+            (folder / name).write_text(name)
+
+    def killed(path):
+        for file in sorted(path.iterdir())[:deleted]:
+            file.unlink()
+        raise KeyboardInterrupt
+
+    fill()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.remove_tree(folder)
+    assert not folder.exists()
+    fill()  # the work is done again, and cleared away again
+    files.remove_tree(folder)
+    assert os.listdir(tmp_path) == []
+
+
 def test_require_writable_leaves_no_trace(tmp_path):
     files.require_writable(tmp_path / "new")
     assert os.listdir(tmp_path / "new") == []

@@ -13,26 +13,14 @@ from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading, num_perturbed
 from expunge.audit.stats import KSTest, bootstrap_means, ks_test, percentile_interval
-from expunge.audit.tofu_metrics import log_truth_ratio
-from expunge.audit.tofu_values import (
-    UTILITY_METRICS,
-    Utility,
-    answer_losses,
-    model_utility,
-    record_values,
-)
+from expunge.audit.tofu_metrics import TITLES, UTILITY_METRICS, log_truth_ratio
+from expunge.audit.tofu_values import Utility, answer_losses, model_utility, record_values
 from expunge.core.config import config
 from expunge.core.finding import Finding
 from expunge.core.run import Run
 from expunge.core.sets import ROLES
 from expunge.data.dataset import Dataset
 
-_TITLES = {
-    "probability": "Probability of the true answer",
-    "rouge_l": "ROUGE-L recall of the generated answer",
-    "truth_ratio": "Truth ratio",
-    "truth_ratio_arithmetic": "Truth ratio (arithmetic mean, as in the paper)",
-}
 _COLLAPSED = "the model has collapsed: too little of its utility is left for this to mean anything"
 _FEW = 50
 
@@ -102,7 +90,7 @@ def tofu(evidence: Evidence, config: TofuConfig, run: Run) -> list[Finding]:
 
             findings += evidence.compare(
                 metric,
-                _TITLES[metric],
+                TITLES[metric],
                 mean,
                 direction="reference" if name == "forget" else "higher",
                 record_set=name,
@@ -193,7 +181,7 @@ def _quality_findings(
 
     findings = evidence.compare(
         "forget_quality",
-        "Forget quality (p-value against retraining)",
+        TITLES["forget_quality"],
         lambda subject: quality(subject, "p"),
         direction="higher",
         pairwise=True,
@@ -202,7 +190,7 @@ def _quality_findings(
     )
     findings += evidence.compare(
         "forget_quality_log10",
-        "Forget quality, decimal logarithm",
+        TITLES["forget_quality_log10"],
         lambda subject: quality(subject, "log10_p"),
         direction="higher",
         pairwise=True,
@@ -210,7 +198,7 @@ def _quality_findings(
     )
     findings += evidence.compare(
         "forget_quality_distance",
-        "Largest distance D between the truth ratios' distributions",
+        TITLES["forget_quality_distance"],
         lambda subject: quality(subject, "statistic"),
         direction="lower",
         pairwise=True,

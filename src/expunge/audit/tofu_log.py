@@ -1,4 +1,4 @@
-"""TOFU's published evaluation logs: read from JSON, checked row by row, and made into findings.
+"""TOFU's published evaluation logs: read from JSON and checked row by row.
 
 A log holds four record sets, each a table per field from row id to value. Everything is keyed by
 row id, so that a missing item never shifts another's value.
@@ -20,43 +20,15 @@ from typing import Any
 import numpy as np
 
 from expunge.audit import tofu_metrics as metrics
-from expunge.audit.stats import (
-    KSTest,
-    bootstrap_means,
-    harmonic_mean,
-    ks_test,
-    percentile_interval,
-)
-from expunge.core.digest import digest_json
-from expunge.core.errors import ConfigError, DataError, Problems, StorageError, listing
+from expunge.core.errors import DataError, Problems, StorageError, listing
 from expunge.core.files import MAX_JSON_BYTES
-from expunge.core.finding import Direction, Finding, Reference
 
-_FILES = {
+FILES = {
     "forget": "eval_log_forget.json",
     "retain": "eval_log.json",
     "real_authors": "eval_real_author_wo_options.json",
     "world_facts": "eval_real_world_wo_options.json",
 }
-_UTILITY_SETS = ("retain", "real_authors", "world_facts")
-_UTILITY_METRICS = ("rouge_l", "probability", "truth_ratio")
-_TITLES = {
-    "probability": "Probability of the true answer",
-    "rouge_l": "ROUGE-L recall of the generated answer",
-    "truth_ratio": "Truth ratio",
-    "truth_ratio_arithmetic": "Truth ratio (arithmetic mean, as in the paper)",
-}
-_QUALITY: tuple[tuple[str, str, str, Direction], ...] = (
-    ("p", "forget_quality", "Forget quality (p-value against retraining)", "higher"),
-    ("log10_p", "forget_quality_log10", "Forget quality, decimal logarithm", "higher"),
-    (
-        "statistic",
-        "forget_quality_distance",
-        "Largest distance D between the truth ratios' distributions",
-        "lower",
-    ),
-)
-_FEW = 50
 _MAX_DIGITS = 18
 
 
@@ -137,15 +109,15 @@ def parse_tofu_log(value: object, name: str) -> TofuLog:
         DataError: A set, field or row is missing, a loss is negative or not finite, a row has no
             wrong answer, a set has fewer than 2 rows, or a forgotten question is retained too.
     """
-    if not isinstance(value, Mapping) or not set(_FILES.values()) & value.keys():
+    if not isinstance(value, Mapping) or not set(FILES.values()) & value.keys():
         found = "another object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
         raise DataError(
             f"{name} is no TOFU evaluation log but {found}; give one JSON object with the keys "
-            f"{', '.join(_FILES.values())}"
+            f"{', '.join(FILES.values())}"
         )
     problems = Problems(name, DataError)
     sets = {}
-    for record_set, file in _FILES.items():
+    for record_set, file in FILES.items():
         if file not in value:
             problems.add(f"{file} (the {record_set} set) is missing; evaluate the model on it")
             continue
@@ -158,206 +130,11 @@ def parse_tofu_log(value: object, name: str) -> TofuLog:
         single_R = (~np.isnan(rows.wrong_RJ)).sum(axis=1) == 1
         if single_R.any():
             warnings.warn(
-                f"{name}: {_FILES[record_set]}: {single_R.sum()} rows have a single wrong answer, "
+                f"{name}: {FILES[record_set]}: {single_R.sum()} rows have a single wrong answer, "
                 "so that their truth ratio is noisy and both of its means agree",
                 stacklevel=2,
             )
     return TofuLog(name, sets)
-
-
-def tofu_log_findings(
-    log: TofuLog, retrained: TofuLog | None = None, *, common_rows: bool = False, seed: int = 0
-) -> list[Finding]:
-    """Return the numbers of the TOFU audit from a log, under the same names.
-
-    Args:
-        log: Log of the model after forgetting.
-        retrained: Log of a model retrained without the forgotten records. Its own number stands
-            beside each number whose rows are the same in both logs.
-        common_rows: Where the logs have different forgotten rows, test those in both.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        ConfigError: Common rows are asked for, but there is no second log.
-        DataError: The logs have different forgotten rows, or different questions under one id.
-
-    Source: TOFU (Maini et al., 2024), sections 2.2 and 2.3.
-    """
-    if common_rows and retrained is None:
-        raise ConfigError("common rows need a second log: give that of a retrained model")
-    quality = None
-    if retrained is not None:
-        _require_same_questions(log, retrained)
-        quality = _forget_quality(log, retrained, common_rows=common_rows)
-    own, other = _values(log), _values(retrained) if retrained is not None else {}
-    sets = digest_json({name: list(rows.ids) for name, rows in log.sets.items()})
-    findings = []
-    for name in _FILES:
-        note = _other_rows(log, retrained, name)
-        for metric, values_R in own[name].items():
-            value = float(values_R.mean())
-            beside = float(other[name][metric].mean()) if retrained and not note else None
-            findings.append(
-                Finding(
-                    audit="tofu",
-                    metric=metric,
-                    title=_TITLES[metric],
-                    subject="after",
-                    value=value,
-                    n=len(values_R),
-                    direction="reference" if name == "forget" else "higher",
-                    record_set=name,
-                    interval=percentile_interval(bootstrap_means(values_R, seed, name)),
-                    reference=_beside(value, beside),
-                    sets=sets,
-                    note=note,
-                )
-            )
-    unlike = [note for name in _UTILITY_SETS if (note := _other_rows(log, retrained, name))]
-    reason = _nothing_left(own)
-    utility = _utility(own)
-    beside = _utility(other) if retrained and not unlike else None
-    findings.append(
-        Finding(
-            audit="tofu",
-            metric="model_utility",
-            title=f"Model utility (harmonic mean of {len(_utility_means(own))} numbers)",
-            subject="after",
-            value=utility,
-            n=sum(len(log.sets[name].ids) for name in _UTILITY_SETS),
-            direction="higher",
-            interval=percentile_interval(_utility_draws(own, seed)),
-            reference=_beside(utility, beside),
-            sets=sets,
-            note="; ".join([*([reason] if reason else []), *unlike]),
-        )
-    )
-    for number, metric, title, direction in _QUALITY:
-        findings.append(
-            Finding(
-                audit="tofu",
-                metric=metric,
-                title=title,
-                subject="after",
-                value=getattr(quality.test, number) if quality else None,
-                n=quality.n if quality else len(log.sets["forget"].ids),
-                direction=direction,
-                record_set="forget",
-                sets=sets,
-                note=quality.note if quality else "no log of a retrained model to compare with",
-            )
-        )
-    return findings
-
-
-@dataclasses.dataclass(frozen=True)
-class _Quality:
-    test: KSTest
-    n: int
-    note: str
-
-
-def _forget_quality(log: TofuLog, retrained: TofuLog, *, common_rows: bool) -> _Quality:
-    ours, theirs = log.sets["forget"], retrained.sets["forget"]
-    common = sorted(set(ours.ids) & set(theirs.ids))
-    note = _other_rows(log, retrained, "forget")
-    if len(common) < 2:
-        raise DataError(
-            f"{log.name} and {retrained.name} share {len(common)} forgotten rows, and forget "
-            f"quality needs at least 2: {note}; evaluate both models on the same rows"
-        )
-    if note and not common_rows:
-        raise DataError(
-            f"forget quality compares the same rows of {log.name} and {retrained.name}: {note}; "
-            f"evaluate both models on the same rows, or test the {len(common)} common ones "
-            "(--common-rows)"
-        )
-    remarks = [f"on the {len(common)} rows in both logs: {note}"] if note else []
-    if len(common) < _FEW:
-        remarks.append(
-            f"only {len(common)} records: models that have not forgotten can pass this test"
-        )
-    test = ks_test(ours.log_truth_ratio(common), theirs.log_truth_ratio(common))
-    return _Quality(test, len(common), "; ".join(remarks))
-
-
-def _values(log: TofuLog) -> dict[str, dict[str, np.ndarray]]:
-    """Return one value per record, by record set and metric."""
-    values = {}
-    for name, rows in log.sets.items():
-        general = name not in ("forget", "retain")  # these are scored as multiple choice
-        fold = metrics.cannot_tell if name == "forget" else metrics.prefers_truth
-        losses = (rows.paraphrase_R, rows.wrong_RJ)
-        values[name] = {
-            "probability": metrics.choice_probability(rows.loss_R, rows.wrong_RJ)
-            if general
-            else metrics.probability(rows.loss_R),
-            "rouge_l": rows.rouge_R,
-            "truth_ratio": fold(metrics.log_truth_ratio(*losses)),
-            "truth_ratio_arithmetic": fold(metrics.log_truth_ratio_arithmetic(*losses)),
-        }
-    return values
-
-
-def _utility_means(values: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
-    return {
-        f"{metric} of {name}": float(values[name][metric].mean())
-        for name in _UTILITY_SETS
-        for metric in _UTILITY_METRICS
-    }
-
-
-def _utility(values: Mapping[str, Mapping[str, np.ndarray]]) -> float:
-    return float(harmonic_mean(list(_utility_means(values).values())))
-
-
-def _utility_draws(values: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> np.ndarray:
-    draws = [
-        bootstrap_means(values[name][metric], seed, name)
-        for name in _UTILITY_SETS
-        for metric in _UTILITY_METRICS
-    ]
-    return harmonic_mean(np.stack(draws))
-
-
-def _nothing_left(values: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    zero = [name for name, mean in _utility_means(values).items() if mean <= 0]
-    return f"0, since {', '.join(zero)} is 0" if zero else ""
-
-
-def _beside(value: float, other: float | None) -> Reference | None:
-    if other is None:
-        return None
-    return Reference(values=(other,), gap=value - other, noise_floor=None)
-
-
-def _other_rows(log: TofuLog, retrained: TofuLog | None, name: str) -> str:
-    """Say how the row ids of two logs differ; empty where they are the same."""
-    if retrained is None:
-        return ""
-    ours, theirs = set(log.sets[name].ids), set(retrained.sets[name].ids)
-    if ours == theirs:
-        return ""
-    return (
-        f"of the {name} rows {_amount(ours - theirs)} only in the log and "
-        f"{_amount(theirs - ours)} only in the retrained one"
-    )
-
-
-def _amount(ids: set[int]) -> str:
-    return f"{len(ids)} ({listing(sorted(ids))}) are" if ids else "none are"
-
-
-def _require_same_questions(log: TofuLog, retrained: TofuLog) -> None:
-    for name, rows in log.sets.items():
-        theirs = retrained.sets[name].questions
-        unlike = [i for i, q in rows.questions.items() if i in theirs and theirs[i] != q]
-        if unlike:
-            raise DataError(
-                f"{log.name} and {retrained.name} ask different questions under the same row ids "
-                f"of {_FILES[name]}: {len(unlike)} rows ({listing(sorted(unlike))}); evaluate both "
-                "models on the same rows of the same split"
-            )
 
 
 def _refuse_shared_questions(
@@ -367,7 +144,7 @@ def _refuse_shared_questions(
     shared = [f"{row} = {place[q]}" for row, q in sorted(forget.items()) if q in place]
     if shared:
         raise DataError(
-            f"{name}: {len(shared)} questions are in {_FILES['forget']} and in {_FILES['retain']} "
+            f"{name}: {len(shared)} questions are in {FILES['forget']} and in {FILES['retain']} "
             f"(row = row: {listing(shared)}); a record is forgotten or retained, never both"
         )
 

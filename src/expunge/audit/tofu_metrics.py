@@ -1,4 +1,4 @@
-"""TOFU's per-record metrics as pure functions of losses.
+"""TOFU's per-record metrics and model utility as pure functions of losses.
 
 Shape legend: R records, J wrong answers. A loss is a negative log-likelihood per target, in nats;
 NaN marks a wrong answer that a record lacks, and every record has at least one. Ratios are kept as
@@ -7,8 +7,26 @@ logarithms, since the losses of a destroyed model overflow their exponentials.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 from scipy.special import logsumexp
+
+from expunge.audit.stats import bootstrap_means, harmonic_mean
+
+TITLES = {
+    "probability": "Probability of the true answer",
+    "rouge_l": "ROUGE-L recall of the generated answer",
+    "truth_ratio": "Truth ratio",
+    "truth_ratio_arithmetic": "Truth ratio (arithmetic mean, as in the paper)",
+    "forget_quality": "Forget quality (p-value against retraining)",
+    "forget_quality_log10": "Forget quality, decimal logarithm",
+    "forget_quality_distance": "Largest distance D between the truth ratios' distributions",
+}
+UTILITY_METRICS = ("rouge_l", "probability", "truth_ratio")
+
+Values = Mapping[str, np.ndarray]
+"""One value per record, by metric; a metric that cannot be had is absent."""
 
 
 def probability(loss_R: np.ndarray) -> np.ndarray:
@@ -72,3 +90,26 @@ def prefers_truth(log_ratio_R: np.ndarray) -> np.ndarray:
         log_ratio_R: Either log truth ratio.
     """
     return -np.expm1(-np.maximum(log_ratio_R, 0.0))
+
+
+def utility(
+    values: Mapping[str, Values], sets: Iterable[str], seed: int
+) -> tuple[list[tuple[str, float]], np.ndarray]:
+    """Return the named means whose harmonic mean is model utility, and the utility's draws.
+
+    The draws are paired between models; where no mean can be had, there are none.
+
+    Args:
+        values: Values by record set.
+        sets: The utility sets.
+        seed: Seed of the bootstrap.
+
+    Source: TOFU (Maini et al., 2024), section 2.2.3.
+    """
+    means, draws = [], []
+    for name in sets:
+        for metric in UTILITY_METRICS:
+            if metric in values[name]:
+                means.append((f"{metric} of {name}", float(values[name][metric].mean())))
+                draws.append(bootstrap_means(values[name][metric], seed, name))
+    return means, harmonic_mean(np.stack(draws)) if draws else np.empty(0)

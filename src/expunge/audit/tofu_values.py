@@ -6,7 +6,7 @@ Shape legend: R records, J wrong answers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,13 +14,9 @@ from expunge.audit import tofu_metrics as metrics
 from expunge.audit.evidence import Subject
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading
 from expunge.audit.scores import Scores
-from expunge.audit.stats import bootstrap_means, harmonic_mean
+from expunge.audit.stats import harmonic_mean
+from expunge.audit.tofu_metrics import UTILITY_METRICS, Values
 from expunge.core.sets import ROLES
-
-UTILITY_METRICS = ("rouge_l", "probability", "truth_ratio")
-
-Values = Mapping[str, np.ndarray]
-"""One value per record, by metric; a metric that cannot be had is absent."""
 
 
 def record_values(subject: Subject, plain: Reading) -> Values:
@@ -90,7 +86,7 @@ class Utility:
     absent: tuple[str, ...]
 
 
-def model_utility(values: Mapping[str, Values], sets: Iterable[str], seed: int) -> Utility:
+def model_utility(values: Mapping[str, Values], sets: Sequence[str], seed: int) -> Utility:
     """Return the harmonic mean of ROUGE-L, probability and truth ratio over the utility sets.
 
     Args:
@@ -100,18 +96,16 @@ def model_utility(values: Mapping[str, Values], sets: Iterable[str], seed: int) 
 
     Source: TOFU (Maini et al., 2024), section 2.2.3.
     """
-    means, draws, absent, n = [], [], [], 0
-    for name in sets:
-        n += max((len(one) for one in values[name].values()), default=0)
-        for metric in UTILITY_METRICS:
-            if metric in values[name]:
-                means.append(float(values[name][metric].mean()))
-                draws.append(bootstrap_means(values[name][metric], seed, name))
-            else:
-                absent.append(f"{metric} of {name}")
-    if not means:
-        return Utility(None, np.empty(0), n, tuple(absent))
-    return Utility(float(harmonic_mean(means)), harmonic_mean(np.stack(draws)), n, tuple(absent))
+    means, draws = metrics.utility(values, sets, seed)
+    absent = tuple(
+        f"{metric} of {name}"
+        for name in sets
+        for metric in UTILITY_METRICS
+        if metric not in values[name]
+    )
+    n = sum(max((len(one) for one in values[name].values()), default=0) for name in sets)
+    value = float(harmonic_mean([mean for _, mean in means])) if means else None
+    return Utility(value, draws, n, absent)
 
 
 def _aligned(truth: Scores, view: Scores) -> np.ndarray:

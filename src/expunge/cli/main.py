@@ -152,7 +152,8 @@ def audit_import(
     ] = False,
 ) -> None:
     """Compute TOFU's numbers from the evaluation log of somebody else's model."""
-    from expunge.audit.tofu_log import read_tofu_log, tofu_log_findings
+    from expunge.audit.tofu_log import read_tofu_log
+    from expunge.audit.tofu_log_findings import tofu_log_findings
     from expunge.core.files import write_json
 
     given = [path for path in (log, retrained) if path is not None]

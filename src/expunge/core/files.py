@@ -20,6 +20,8 @@ from expunge.core.errors import DataError, IntegrityError, StorageError
 MAX_JSON_BYTES = 256 * 1024 * 1024
 PARTIAL = ".partial"
 """Ending of a file or folder that is being written; after a crash it may stay behind."""
+GONE = ".gone"
+"""Ending of a folder that is being deleted; after a crash it may stay behind."""
 PROBE = ".write-probe"
 
 
@@ -212,12 +214,19 @@ def safe_join(root: Path, *names: str) -> Path:
 def remove_tree(path: Path) -> None:
     """Delete a folder, file or link that may not exist; what a link points to stays.
 
+    A folder is renamed first, so that after a crash it is whole or gone: half a folder of
+    checkpoints would look like a damaged one. What a crash left of the renamed one goes too.
+
     Raises:
         StorageError: It cannot be deleted.
     """
     try:
+        gone = path.with_name(path.name + GONE)
+        if gone.is_dir():
+            shutil.rmtree(gone)
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            path.rename(gone)
+            shutil.rmtree(gone)
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
