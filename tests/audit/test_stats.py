@@ -12,12 +12,14 @@ from expunge.audit.stats import (
     auc,
     bootstrap_means,
     clopper_pearson,
+    folded,
     harmonic_mean,
     ks_test,
     mean_interval,
     percentile_interval,
     tpr_at_fpr,
 )
+from expunge.core.finding import Interval
 
 numbers = st.lists(st.integers(-5, 5), min_size=1, max_size=12)
 
@@ -210,3 +212,14 @@ def test_equal_values_are_as_uncertain_as_the_records_that_may_differ_unseen():
         assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
     percent = mean_interval(np.full(40, 100.0), 0, "x", high=100.0)
     assert (percent.low, percent.high) == pytest.approx((100 * exact.low, 100.0))
+
+
+@given(st.floats(-5, 5), st.floats(0, 5))
+def test_the_interval_of_a_distance_holds_every_distance_of_the_difference(low, width):
+    signed = Interval(low=low, high=low + width)
+    distance = folded(signed)
+    inside = np.abs(np.linspace(signed.low, signed.high, 101))
+    assert distance.low - 1e-9 <= inside.min()
+    assert inside.max() <= distance.high + 1e-9
+    if signed.low <= 0 <= signed.high:
+        assert distance.low == 0

@@ -15,7 +15,7 @@ from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.readings import Reading
 from expunge.audit.scores import Scores
-from expunge.audit.stats import auc, clopper_pearson, tpr_at_fpr
+from expunge.audit.stats import auc, clopper_pearson, folded, tpr_at_fpr
 from expunge.core.config import config
 from expunge.core.errors import ConfigError, listing
 from expunge.core.finding import Finding
@@ -211,9 +211,7 @@ def distance(found: Measurement, others: Sequence[Measurement]) -> Measurement:
     gap = found.value - mean
     low = gap - math.hypot(found.value - found.interval.low, theirs)
     high = gap + math.hypot(found.interval.high - found.value, theirs)
-    interval = dataclasses.replace(
-        found.interval, low=max(low, -high, 0.0), high=max(abs(low), abs(high))
-    )
+    interval = folded(dataclasses.replace(found.interval, low=low, high=high))
     return Measurement(abs(gap), found.n, interval)
 
 

@@ -18,11 +18,11 @@ from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.outcomes import NO_BEFORE, bounded
 from expunge.audit.readings import Reading
 from expunge.audit.recovery import LEAST_RECORDS
-from expunge.audit.stats import clopper_pearson
+from expunge.audit.stats import clopper_pearson, folded
 from expunge.audit.stats_paired import count_pairs, newcombe
 from expunge.core.config import config
 from expunge.core.errors import ConfigError, near_matches
-from expunge.core.finding import Direction, Finding, Interval
+from expunge.core.finding import Direction, Finding
 from expunge.core.run import Run
 from expunge.data.dataset import Dataset
 
@@ -171,15 +171,9 @@ def _change(
     pairs = count_pairs(own_R, _hits_R(before, reading, "refused"))
     change = pairs.delta / n
     note = f"{abs(pairs.delta)} of {n} {'more' if change > 0 else 'fewer'}" if change else ""
-    found = Measurement(abs(change), n, _folded(newcombe(pairs)), note)
+    found = Measurement(abs(change), n, folded(newcombe(pairs)), note)
     return bounded(subject, found, bound)
 
 
 def _hits_R(subject: Subject, reading: Reading, measure: str) -> np.ndarray:
     return np.asarray(subject.scores[reading].measured[measure] > 0.5)
-
-
-def _folded(interval: Interval) -> Interval:
-    """Return the interval of a distance from that of a signed difference."""
-    low, high = interval.low, interval.high
-    return dataclasses.replace(interval, low=max(low, -high, 0.0), high=max(abs(low), abs(high)))

@@ -63,6 +63,16 @@ def percentile_interval(draws: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(low=float(low), high=float(high), level=level, method="bootstrap")
 
 
+def folded(interval: Interval) -> Interval:
+    """Return the interval of a distance from that of a signed difference.
+
+    Args:
+        interval: Of the difference.
+    """
+    low, high = interval.low, interval.high
+    return dataclasses.replace(interval, low=max(low, -high, 0.0), high=max(abs(low), abs(high)))
+
+
 def mean_interval(
     values_R: np.ndarray, seed: int, purpose: str, low: float = 0.0, high: float = 1.0
 ) -> Interval:
