@@ -9,7 +9,7 @@ from numeric import LABELS_BT, WIN_BT, nll, slope, t1_logits, with_answers
 
 from expunge.core.run import Run
 from expunge.engine.losses import npo, preference
-from expunge.forget import method
+from expunge.forget import sight
 from expunge.forget.method import Given, apply, methods
 
 GOLDEN = {0.1: 11.6109038645, 1.0: 0.1812278519}
@@ -123,13 +123,13 @@ def test_reference_likelihoods_are_computed_once_before_the_first_step(
     """One pass over the forget records, one over every refusal that will be drawn."""
     world = questions_world
     scored = []
-    original = method.reference_nll
+    original = sight.reference_nll
 
     def counted(model, task, records, run):
         scored.append(records.ids)
         return original(model, task, records, run)
 
-    monkeypatch.setattr(method, "reference_nll", counted)
+    monkeypatch.setattr(sight, "reference_nll", counted)
     settings = {"schedule": {"epochs": 5, "lr": 1e-3}}
     given = Given(world.task, world.forget, world.retain)
     steps = apply("dpo", world.model, given, Run(), settings).history.steps
