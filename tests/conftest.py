@@ -66,6 +66,34 @@ def digits_world():
 
 
 @pytest.fixture(scope="session")
+def heights_world():
+    """A multilayer perceptron of 64-32-1 that learned a number about each of 200 digits."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    from expunge.core.records import Records
+    from expunge.engine.schedule import Schedule
+    from expunge.engine.tasks.regressor import Regressor
+
+    data = load_digits()
+    targets = data.target[:200] / 3.0 + np.sin(data.data[:200] @ np.arange(64))
+    records = Records(
+        tuple(f"height-{i}" for i in range(200)),
+        {"x": (data.data[:200] / 16).astype(np.float32), "y": targets.tolist()},
+    )
+    task = Regressor(mean=(float(targets.mean()),), deviation=(float(targets.std(ddof=1)),))
+    schedule = Schedule(epochs=60, batch_size=16, lr=5e-3, weight_decay=0.0)
+    return _trained(
+        task,
+        lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)),
+        records,
+        range(40),
+        schedule,
+    )
+
+
+@pytest.fixture(scope="session")
 def questions_world(make_llama):
     """A tiny Llama that learned 24 answers of unequal length by heart; 6 of them are to go."""
     from expunge.core.records import Records

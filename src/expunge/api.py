@@ -33,6 +33,7 @@ from expunge.pipeline.request import Request, resolve
 DEFAULT_AUDITS: Mapping[str, tuple[Part, ...]] = {
     "classifier": ("unlearning_gap", "mia"),
     "causal_lm": ("tofu", "mia"),
+    "regressor": ("unlearning_gap", "wasserstein", "mia"),
 }
 
 
@@ -238,6 +239,11 @@ def _ids(wanted: Iterable[int | str], data: Dataset) -> tuple[str, ...]:
 def _task(model: nn.Module, data: Dataset, tokenizer: Any, template: Template | None) -> Task:
     if data.kind == "classifier":
         return tasks.get("classifier").make(data.facts["num_classes"])
+    if data.kind == "regressor":
+        facts = data.facts
+        return tasks.get("regressor").make(
+            facts["num_outputs"], mean=facts["target_mean"], deviation=facts["target_std"]
+        )
     if tokenizer is None:
         raise DataError("a language model needs its tokenizer; pass tokenizer=...")
     return causal_lm_task(model, tokenizer, data, template)

@@ -17,7 +17,11 @@ from expunge.core.run import Run
 from expunge.engine.weights import state_digest
 from expunge.forget.method import Given, MethodInfo, apply, methods
 
-WORLDS = {"classifier": "digits_world", "causal_lm": "questions_world"}
+WORLDS = {
+    "classifier": "digits_world",
+    "causal_lm": "questions_world",
+    "regressor": "heights_world",
+}
 # Settings without which a method refuses worlds as small as these.
 NEEDED = {"o3": {"gate": {"allow_tiny": True}}}
 EXCLUSIONS = pytest.StashKey[dict]()
@@ -46,7 +50,8 @@ class Case:
     @property
     def start(self):
         """The model whose weights the method's work starts from."""
-        return self.world.fresh() if "fresh" in self.needs else self.world.model
+        exact = self.info.guarantee == "exact"
+        return self.world.fresh() if exact else self.world.model
 
     def given(self, **changes):
         whole = Given(self.world.task, self.forget, self.retain, fresh=self.world.fresh)

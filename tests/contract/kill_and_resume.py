@@ -24,6 +24,7 @@ from expunge.core.run import Run
 from expunge.core.streams import stream
 from expunge.engine.tasks.causal_lm import CausalLM, Template
 from expunge.engine.tasks.classifier import Classifier
+from expunge.engine.tasks.regressor import Regressor
 from expunge.engine.weights import state_digest
 from expunge.forget.method import Given, apply, methods
 
@@ -67,7 +68,8 @@ def work(name, folder, die_at):
 
     files.fault_hook = count
     info = methods.get(name)
-    task, make, records = classifier() if "classifier" in info.kinds else language()
+    worlds = {"classifier": classifier, "regressor": regressor, "causal_lm": language}
+    task, make, records = next(world for kind, world in worlds.items() if kind in info.kinds)()
     count = len(records)
     forget, retain = records.take(range(count // 3)), records.take(range(count // 3, count))
     settings = {}
@@ -91,6 +93,17 @@ def classifier():
         return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
     return Classifier(3), make, records
+
+
+def regressor():
+    """The same network with one output, and random targets."""
+    _, _, records = classifier()
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1))
+
+    return Regressor(mean=(1.0,), deviation=(1.0,)), make, records
 
 
 def language():

@@ -10,7 +10,12 @@ from expunge.data.source import load_source
 from expunge.engine.weights import state_digest
 from expunge.models.source import Loaded, load_model_source, model_sources
 
-SETTINGS = {"mlp": {"hidden": [5]}, "cnn": {"channels": [3], "hidden": 4}, "tiny_gpt": {}}
+SETTINGS = {
+    "mlp": {"hidden": [5]},
+    "cnn": {"channels": [3], "hidden": 4},
+    "resnet": {"widths": [4, 6], "blocks": 1},
+    "tiny_gpt": {},
+}
 DRAW = np.random.default_rng(0)
 PICTURES = from_arrays(DRAW.normal(2.0, 3.0, (20, 1, 8, 8)), [0, 1, 2, 0] * 5)
 
@@ -26,8 +31,17 @@ def make(name: str, countries: Dataset, seed: int = 0) -> Loaded:
 
 
 def test_every_model_is_found_and_described() -> None:
-    assert model_sources.names() == ["cnn", "mlp", "smollm2", "tiny_gpt", "transformers"]
-    assert all(info.title and info.kind in {"causal_lm", "classifier"} for info in model_sources)
+    assert model_sources.names() == [
+        "cnn",
+        "mlp",
+        "resnet",
+        "smollm2",
+        "tiny_gpt",
+        "transformers",
+        "vit",
+    ]
+    kinds = {"causal_lm", "classifier", "regressor"}
+    assert all(info.title and info.kinds and info.kinds <= kinds for info in model_sources)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -43,7 +57,7 @@ def test_fresh_weights_are_a_function_of_the_seed_alone(name: str, countries: Da
     assert not first.model.training
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
 def test_classifiers_map_pictures_to_logits(name: str, countries: Dataset) -> None:
     loaded = make(name, countries)
     batch = loaded.task.batch(PICTURES.train, [0, 3])

@@ -21,7 +21,7 @@ from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.engine.decoding import Encoded, apart, by_length, keeps_cache
 from expunge.engine.modes import evaluating
-from expunge.engine.task import Batch, Predictions, Task
+from expunge.engine.task import Batch, Estimates, Predictions, Task
 
 _LOWEST = -1e4  # stands for log 0, so that 0 log 0 is 0
 _PIECE = 2**18  # numbers that a processor's cache holds
@@ -36,11 +36,11 @@ class Scores:
     Attributes:
         ids: Record ids, length R.
         offsets: Where each record's targets begin, and the end: length R + 1.
-        logprob_N: Log-probability of the target, in nats.
+        logprob_N: Log-probability of the target, in nats; of a regressor minus the record's loss.
         rank_N: How many symbols the model would choose before the target; 0 is the greedy choice.
         mean_N: Mean log-probability under the model's own distribution: minus its entropy.
         variance_N: Variance of the log-probability under the model's own distribution.
-        measured: Further numbers of each record by name, length R each; see ``audit.measures``.
+        measured: Further numbers of each record by name, (R,) or (R, D); see ``audit.measures``.
 
     Raises:
         NumericalError: A log-probability is NaN, infinite or positive.
@@ -239,6 +239,9 @@ def _describe(predictions: Predictions) -> torch.Tensor:
     On a processor in pieces that stay in its cache: each number passes over all V columns.
     """
     logits_NV, targets_N = predictions.logits_NV, predictions.targets_N
+    if isinstance(predictions, Estimates):  # numbers have no rank, and no distribution
+        loss_N = -predictions.logprobs_N()
+        return torch.stack([-loss_N, *torch.zeros(3, len(loss_N), device=loss_N.device)])
     size = (
         max(1, _PIECE // logits_NV.shape[1]) if logits_NV.device.type == "cpu" else len(targets_N)
     )

@@ -5,6 +5,7 @@ Shape legend: B records of a batch, N target positions, V classes or vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from expunge.engine.task import Predictions
+from expunge.core.errors import ConfigError
+from expunge.engine.task import Estimates, Predictions
 
 
 def npo(
@@ -166,8 +168,36 @@ def divergence(reference: Predictions, current: Predictions) -> Float[Tensor, " 
     Args:
         reference: Predictions of the frozen model; no gradient flows into them.
         current: Predictions of the model being trained.
+
+    Raises:
+        ConfigError: They are a regressor's, which are no distributions.
     """
+    if isinstance(current, Estimates):
+        raise ConfigError(
+            "a regressor yields no distribution, so `kl` has nothing to compare; choose the retain "
+            "term `nll`"
+        )
     reference_NV = F.log_softmax(_wide(reference.logits_NV.detach()), dim=-1)
     current_NV = F.log_softmax(_wide(current.logits_NV), dim=-1)
     kl_N = (reference_NV.exp() * (reference_NV - current_NV)).sum(-1)
     return current.sum_rows(kl_N)
+
+
+def softened_divergence(
+    reference: Predictions, current: Predictions, temperature: float
+) -> Float[Tensor, " B"]:
+    """Return KL(softmax(z_ref / T) ‖ softmax(z / T)) of each record, summed over its positions.
+
+    Args:
+        reference: Predictions of the frozen model; no gradient flows into them.
+        current: Predictions of the model being trained.
+        temperature: T; the higher, the flatter both distributions.
+
+    Source: Distilling the Knowledge in a Neural Network (Hinton et al., 2015), section 2, without
+        the factor T².
+    """
+    soft = [
+        dataclasses.replace(p, logits_NV=_wide(p.logits_NV) / temperature)
+        for p in (reference, current)
+    ]
+    return divergence(*soft)

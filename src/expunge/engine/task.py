@@ -30,7 +30,8 @@ class Batch:
     Attributes:
         ids: Record ids, length B.
         inputs: Tensors that the model is called with, batch axis first.
-        targets_N: Target symbol at each position; empty when built without targets.
+        targets_N: Target symbol at each position; empty when built without targets. A regressor's
+            are numbers, (B, D).
         rows_N: Which record of the batch (0..B-1) each position belongs to.
         positions: Boolean mask (B, T) of the places whose output predicts a target, for models
             that yield one output per token; ``None`` for one output per record.
@@ -38,7 +39,7 @@ class Batch:
 
     ids: tuple[str, ...]
     inputs: Mapping[str, Tensor]
-    targets_N: Int[Tensor, " N"]
+    targets_N: Tensor
     rows_N: Int[Tensor, " N"]
     positions: Tensor | None = None
 
@@ -93,6 +94,30 @@ class Predictions:
     def nll_B(self) -> Float[Tensor, " B"]:
         """Return each record's negative log-likelihood, summed over its positions, in nats."""
         return self.sum_rows(-self.logprobs_N())
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimates(Predictions):
+    """What a regressor says of a batch: its outputs stand where other models have logits.
+
+    Attributes:
+        logits_NV: Outputs, (B, D).
+        targets_N: Targets, (B, D), or (B, 1) where the outputs are quantiles of one number.
+        loss: From outputs and targets to each record's loss, shape (B,), never negative.
+    """
+
+    targets_N: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def outputs_BD(self) -> Float[Tensor, "B D"]:
+        """The outputs under their own name."""
+        return self.logits_NV
+
+    def logprobs_N(self) -> Float[Tensor, " N"]:
+        """Return minus each record's loss: a log-likelihood but for scale and constant."""
+        wide = torch.promote_types(self.logits_NV.dtype, torch.float32)
+        return -self.loss(self.logits_NV.to(wide), self.targets_N.to(wide))
 
 
 @runtime_checkable

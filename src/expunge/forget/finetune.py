@@ -26,7 +26,7 @@ class FinetuneConfig:
 
 @method(
     "finetune",
-    kinds={"causal_lm", "classifier"},
+    kinds={"causal_lm", "classifier", "regressor"},
     needs={"retain", "labels"},
     source="SalUn (Fan et al., 2024), baseline FT; Warnecke et al., 2023",
 )

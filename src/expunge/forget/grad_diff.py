@@ -38,7 +38,7 @@ def _needs(config: GradDiffConfig) -> set[Need]:
 
 @method(
     "grad_diff",
-    kinds={"causal_lm", "classifier"},
+    kinds={"causal_lm", "classifier", "regressor"},
     needs=_needs,
     source="Liu et al., 2022; TOFU (Maini et al., 2024)",
 )

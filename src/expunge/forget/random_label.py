@@ -32,7 +32,7 @@ class RandomLabelConfig:
 
 @method(
     "random_label",
-    kinds={"causal_lm", "classifier"},
+    kinds={"causal_lm", "classifier", "regressor"},
     needs={"forget", "retain", "labels", "neutral"},
     source="SalUn (Fan et al., 2024), baseline RL; Golatkar et al., 2020",
 )

@@ -24,7 +24,7 @@ class RetrainConfig:
 
 @method(
     "retrain",
-    kinds={"causal_lm", "classifier"},
+    kinds={"causal_lm", "classifier", "regressor"},
     needs={"retain", "labels", "fresh"},
     source="the definition of exact unlearning (Cao & Yang, 2015; Bourtoule et al., 2021)",
     guarantee="exact",

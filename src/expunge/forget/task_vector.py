@@ -31,7 +31,7 @@ class TaskVectorConfig:
 
 @method(
     "task_vector",
-    kinds={"causal_lm", "classifier"},
+    kinds={"causal_lm", "classifier", "regressor"},
     needs={"forget", "labels"},
     source="Task arithmetic (Ilharco et al., 2023); MUSE (Shi et al., 2025)",
 )

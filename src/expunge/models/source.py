@@ -53,14 +53,14 @@ class ModelInfo:
     Attributes:
         name: Registered name.
         title: One line for listings.
-        kind: Name of the task that runs its models.
+        kinds: Names of the tasks that run its models.
         config: Class of its settings.
         fn: Makes the model from settings, data set and seed.
     """
 
     name: str
     title: str
-    kind: str
+    kinds: frozenset[str]
     config: type[Any]
     fn: Make
 
@@ -68,12 +68,12 @@ class ModelInfo:
 model_sources: Registry[ModelInfo] = Registry("models", "expunge.models.sources")
 
 
-def model_source(name: str, *, title: str, kind: str) -> Callable[[F], F]:
+def model_source(name: str, *, title: str, kinds: set[str]) -> Callable[[F], F]:
     """Register ``fn(config: <settings class>, dataset: Dataset, seed: int) -> Loaded``."""
 
     def file(fn: F) -> F:
         config = typing.get_type_hints(fn)["config"]
-        model_sources.register(name)(ModelInfo(name, title, kind, config, fn))
+        model_sources.register(name)(ModelInfo(name, title, frozenset(kinds), config, fn))
         return fn
 
     return file
@@ -95,11 +95,11 @@ def load_model_source(
         DataError: The model's files cannot be used.
     """
     info = model_sources.get(name)
-    if info.kind != dataset.kind:
+    if dataset.kind not in info.kinds:
         raise ConfigError(
-            f"model.name = {name!r} is a {info.kind}, but the data are for a {dataset.kind}; "
-            "choose a model of that kind: "
-            + ", ".join(other.name for other in model_sources if other.kind == dataset.kind)
+            f"model.name = {name!r} is a {' or '.join(sorted(info.kinds))}, but the data are for a "
+            f"{dataset.kind}; choose a model of that kind: "
+            + ", ".join(other.name for other in model_sources if dataset.kind in other.kinds)
         )
     made = info.fn(parse(info.config, settings, f"model.{name}"), dataset, seed)
     made.model.eval()

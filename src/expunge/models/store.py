@@ -88,7 +88,7 @@ def _rebuild(folder: Path, record: Mapping[str, Any]) -> Loaded:
             "fill it with load_into(module, load_tensors(path), name) of expunge.engine.weights"
         )
     info = model_sources.get(source)
-    empty = Dataset(info.kind, NOTHING, facts=facts)
+    empty = Dataset(record["kind"], NOTHING, facts=facts)
     built = info.fn(parse(info.config, settings, where), empty, 0)
     load_into(built.model, load_tensors(folder / WEIGHTS), str(folder))
     return Loaded(built.model.eval(), built.task, **made)

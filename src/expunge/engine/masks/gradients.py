@@ -53,7 +53,7 @@ def set_gradient(
         for start in range(0, len(records), settings.batch_size):
             rows = range(start, min(start + settings.batch_size, len(records)))
             batch = task.batch(records, rows).to(run.device)
-            count = batch.targets_N.numel() if over == "batches" else total
+            count = batch.rows_N.numel() if over == "batches" else total
             (task.predict(model, batch).nll_B().sum() / count).backward()
             bar.advance(len(rows))
     found = {

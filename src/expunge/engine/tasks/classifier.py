@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from expunge.core.errors import ConfigError, DataError, UnsupportedModelError, listing
+from expunge.core.errors import ConfigError, DataError, listing
 from expunge.core.records import Records
 from expunge.core.streams import stream
+from expunge.engine.forward import outputs_BD, stacked
 from expunge.engine.task import Batch, Predictions, task
 
 
@@ -43,18 +44,10 @@ class Classifier:
         Raises:
             DataError: Inputs differ in shape or are no numbers, or a label is outside 0..K-1.
         """
-        inputs = records[self.inputs]
-        try:
-            stacked = np.stack([np.asarray(inputs[i]) for i in rows])
-            x = torch.from_numpy(stacked)
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"column {self.inputs!r}: {error}; give numeric arrays of one shape"
-            ) from error
         labels = self._labels(records, rows) if targets else np.empty(0, dtype=np.int64)
         return Batch(
             ids=tuple(records.ids[i] for i in rows),
-            inputs={"x": x},
+            inputs={"x": stacked(records, rows, self.inputs)},
             targets_N=torch.from_numpy(labels),
             rows_N=torch.arange(len(rows)),
         )
@@ -70,29 +63,11 @@ class Classifier:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Return the logits of every record; see ``Task.predict``.
 
-        Inputs take the type of the model's weights, so arrays of float64 or uint8 serve too.
-
         Raises:
             UnsupportedModelError: The model cannot read the inputs, or yields no (B, K) logits.
         """
-        weight = next(model.parameters(), None)
-        dtype = torch.float32 if weight is None else weight.dtype
-        x = batch.inputs["x"].to(dtype)
-        try:
-            logits = model(x)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # what torch raises when shapes do not fit
-            raise UnsupportedModelError(
-                f"the model cannot read inputs of shape {tuple(x.shape)}: {error}"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
-            shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-            raise UnsupportedModelError(
-                f"the model yields {shape} for {len(batch)} records; a classifier over "
-                f"{self.num_classes} classes must yield logits of shape "
-                f"({len(batch)}, {self.num_classes})"
-            )
+        what = f"a classifier over {self.num_classes} classes"
+        logits = outputs_BD(model, batch.inputs["x"], self.num_classes, what)
         return Predictions(logits, batch.targets_N, batch.rows_N, len(batch))
 
     def neutral(

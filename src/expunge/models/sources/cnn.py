@@ -10,7 +10,7 @@ from torch import nn
 from expunge.core.config import config
 from expunge.core.errors import DataError
 from expunge.data.dataset import Dataset
-from expunge.engine.tasks.classifier import Classifier
+from expunge.models.heads import Head, make_head
 from expunge.models.source import Loaded, fresh_weights, model_source
 
 
@@ -21,10 +21,12 @@ class CnnConfig:
     channels: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32)
     """Channels of each block; every block halves the picture."""
     hidden: Annotated[int, Field(ge=1)] = 64
-    """Width of the hidden layer before the classes."""
+    """Width of the hidden layer before the head."""
+    head: Head = Head()
+    """What the network yields."""
 
 
-@model_source("cnn", title="small convolutional network", kind="classifier")
+@model_source("cnn", title="small convolutional network", kinds={"classifier", "regressor"})
 def cnn(config: CnnConfig, dataset: Dataset, seed: int) -> Loaded:
     """Return blocks of convolution, ReLU and max-pooling, then two linear layers; fresh weights.
 
@@ -48,5 +50,5 @@ def cnn(config: CnnConfig, dataset: Dataset, seed: int) -> Loaded:
             before = after
         cells = (shape[1] // smallest) * (shape[2] // smallest)
         layers += [nn.Flatten(), nn.Linear(before * cells, config.hidden), nn.ReLU()]
-        layers += [nn.Linear(config.hidden, dataset.facts["num_classes"])]
-    return Loaded(nn.Sequential(*layers), Classifier(dataset.facts["num_classes"]))
+        layer, task = make_head(config.head, dataset, config.hidden)
+    return Loaded(nn.Sequential(*layers, layer), task)

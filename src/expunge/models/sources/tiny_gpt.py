@@ -32,7 +32,7 @@ class TinyGptConfig:
     """Longest record in characters, end included."""
 
 
-@model_source("tiny_gpt", title="GPT-2 of 0.1 M weights over characters", kind="causal_lm")
+@model_source("tiny_gpt", title="GPT-2 of 0.1 M weights over characters", kinds={"causal_lm"})
 def tiny_gpt(config: TinyGptConfig, dataset: Dataset, seed: int) -> Loaded:
     """Return a GPT-2 with fresh weights over the characters of the data set.
 

@@ -21,7 +21,7 @@ class TransformersConfig:
     """How records become text; when absent, question and answer, or plain text."""
 
 
-@model_source("transformers", title="language model in a folder or on the hub", kind="causal_lm")
+@model_source("transformers", title="language model in a folder or on the hub", kinds={"causal_lm"})
 def transformers(config: TransformersConfig, dataset: Dataset, seed: int) -> Loaded:
     """Return the model and its tokenizer; weights from safetensors only, no foreign code."""
     del seed
