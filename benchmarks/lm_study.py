@@ -96,7 +96,7 @@ def study() -> Study:
     """Return the shared study; the first call trains the model."""
     fixture = FIXTURES["country_facts"]
     dataset = fixture.dataset()
-    sets = fixture.sets(dataset)
+    sets = fixture.sets(dataset, Run())
     gone = set(sets.forget)
     train = dataset.train
     return Study(

@@ -126,8 +126,10 @@ def _measured(name: str, measured: Mapping[str, Any] | None) -> str:
         return ""
     text = "\n## Measured\n\n`expunge bench lm`, see [the whole table](../results/lm.md).\n"
     for fixture, title in measured["fixtures"].items():
-        own = [cells(row) for row in rows if row["fixture"] == fixture]
-        table = markdown(bench_head(), [*bench_body(measured, fixture)[:2], *own])
+        columns = measured["columns"][fixture]
+        own = [cells(row, columns) for row in rows if row["fixture"] == fixture]
+        head = bench_head(measured, fixture)
+        table = markdown(head, [*bench_body(measured, fixture)[:2], *own])
         text += f"\n{title[0].upper()}{title[1:]}:\n\n{table}"
     return text
 

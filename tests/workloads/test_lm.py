@@ -10,13 +10,17 @@ from expunge.core.errors import ConfigError
 from expunge.core.run import Run
 from expunge.forget.method import methods, parse_config
 from expunge.report.bench import body, cells, head, markdown
-from expunge.workloads import lm, lm_fixtures
+from expunge.workloads import comparison, lm_fixtures
 from expunge.workloads.lm_arms import ARMS
 from expunge.workloads.lm_fixtures import FIXTURES
 from expunge.workloads.workload import run_workload, workloads
 
 # Language-model methods that the table leaves out, and why.
 NOT_COMPARED = {
+    **dict.fromkeys(
+        ("cfk", "concept", "euk", "l1_sparse", "neggrad_plus", "salun_soft"),
+        "a classifier's method that works on language models too; see the bench vision",
+    ),
     "finetune": "it reads no forget record",
     "random_label": "on a language model it is idk with another schedule",
     "retrain": "it is what the others are compared with",
@@ -55,7 +59,7 @@ def small(monkeypatch, tmp_path):
     )
     monkeypatch.setitem(lm_fixtures.FIXTURES, "country_facts", tiny)
     # A job runs here in place of a process of its own, which would see the fixture as it was.
-    monkeypatch.setattr(lm.concurrent.futures, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(comparison.concurrent.futures, "ProcessPoolExecutor", InProcess)
     return tmp_path / "bench"
 
 
@@ -75,7 +79,7 @@ class InProcess:
         return None
 
     def submit(self, function, *arguments):
-        future = lm.concurrent.futures.Future()
+        future = comparison.concurrent.futures.Future()
         future.set_result(function(*arguments))
         return future
 
@@ -140,15 +144,22 @@ def test_cells_show_the_mean_and_the_range_and_what_was_refused():
         "numbers": {**{name: [0.5, 0.5] for name in names}, "verbatim": [0.25, 0.75]},
         "measured": {"cpu_seconds": [1.0, 2.0], "mebibytes": [10.0, 30.0]},
     }
-    shown = dict(zip(head(), cells(row), strict=True))
+    fixture = FIXTURES["country_facts"]
+    columns = {name: (c.heading, c.digits) for name, c in fixture.columns.items()}
+    results = {
+        "columns": {"x": columns},
+        "standards": {"x": {"before": {}, "reference-1": {}}},
+        "rows": [{**row, "fixture": "x"}],
+    }
+    heads = head(results, "x")
+    shown = dict(zip(heads, cells(row, columns), strict=True))
     assert shown["verbatim, forgotten"] == "0.50 (0.25 to 0.75)"
     assert shown["knowledge, forgotten"] == "0.50"
     assert shown["peak MiB"] == "20"
     row["numbers"]["mia_gap"] = [None, None]
-    assert dict(zip(head(), cells(row), strict=True))["MIA gap"] == "n/a"
-    refusal = cells({**row, "refused": "no room", "evidence": "output-suppressed"})
+    assert dict(zip(heads, cells(row, columns), strict=True))["MIA gap"] == "n/a"
+    refusal = cells({**row, "refused": "no room", "evidence": "output-suppressed"}, columns)
     assert refusal[:2] == ["m *", "refused: no room"]
-    assert len(refusal) == len(head())
-    standards = {"x": {"before": {}, "reference-1": {}}}
-    table = markdown(head(), body({"standards": standards, "rows": [{**row, "fixture": "x"}]}, "x"))
-    assert {line.count("|") for line in table.splitlines()} == {len(head()) + 1}
+    assert len(refusal) == len(heads)
+    table = markdown(heads, body(results, "x"))
+    assert {line.count("|") for line in table.splitlines()} == {len(heads) + 1}

@@ -15,7 +15,7 @@ from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.forget.method import apply
 from expunge.workloads import lm_fixtures, muse
-from expunge.workloads.lm_fixtures import FIXTURES, Fixture
+from expunge.workloads.lm_fixtures import FIXTURES, LanguageFixture
 from expunge.workloads.muse import MuseBench, six_properties
 from expunge.workloads.muse_folds import disjoint_folds, falls, nested_folds
 from expunge.workloads.muse_page import body, head, remarks, utility_plot
@@ -76,7 +76,7 @@ WHOLE = FIXTURES["country_facts"]
 facts = functools.cache(WHOLE.dataset)
 
 
-class Small(Fixture):
+class Small(LanguageFixture):
     """A fixture that reads its data once."""
 
     def dataset(self):

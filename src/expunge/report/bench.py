@@ -12,18 +12,7 @@ from expunge.core.files import write_text
 from expunge.report.rendering import render
 from expunge.report.wording import MISSING
 
-# Column -> (heading, digits).
-COLUMNS: Mapping[str, tuple[str, str]] = {
-    "forget_quality_log10": ("forget quality, log10 p", ".1f"),
-    "truth_ratio": ("truth ratio, forgotten", ".3f"),
-    "verbatim": ("verbatim, forgotten", ".2f"),
-    "knowledge": ("knowledge, forgotten", ".2f"),
-    "utility": ("model utility", ".3f"),
-    "held_verbatim": ("verbatim, held", ".2f"),
-    "held_knowledge": ("knowledge, held", ".2f"),
-    "mia_auc": ("loss attack, AUC", ".2f"),
-    "mia_gap": ("MIA gap", ".2f"),
-}
+# Measured number -> (heading, digits).
 MEASURED: Mapping[str, tuple[str, str]] = {
     "cpu_seconds": ("CPU s", ".1f"),
     "mebibytes": ("peak MiB", ".0f"),
@@ -62,53 +51,57 @@ def write_bench(folder: Path, results: Mapping[str, Any]) -> Path:
 
     Args:
         folder: Where to.
-        results: ``fixtures``, ``standards`` and ``rows``, as in ``results.json``.
+        results: ``title``, ``fixtures``, ``columns``, ``standards`` and ``rows``, as in
+            ``results.json``; ``notes`` say how to read them.
 
     Returns:
         The page.
     """
-    parts = [(title, head(), body(results, name)) for name, title in results["fixtures"].items()]
+    parts = [
+        (title, head(results, name), body(results, name))
+        for name, title in results["fixtures"].items()
+    ]
     text = "".join(
         f"## {title[0].upper()}{title[1:]}\n\n{markdown(h, b)}\n" for title, h, b in parts
     )
     write_text(folder / TABLE, text)
     page = folder / PAGE
-    write_text(page, render("bench.html", parts=parts, settings=results["settings"]))
+    write_text(
+        page,
+        render(
+            "bench.html",
+            title=results["title"],
+            notes=results.get("notes", ()),
+            parts=parts,
+            settings=results["settings"],
+        ),
+    )
     return page
 
 
-def head() -> list[str]:
-    """Return the headings of the table."""
-    named = [heading for heading, _ in (*COLUMNS.values(), *MEASURED.values())]
-    return ["model", *named]
+def head(results: Mapping[str, Any], fixture: str) -> list[str]:
+    """Return the headings of a fixture's table."""
+    told = [heading for heading, _ in results["columns"][fixture].values()]
+    return ["model", *told, *(heading for heading, _ in MEASURED.values())]
 
 
 def body(results: Mapping[str, Any], fixture: str) -> list[list[str]]:
-    """Return the rows of one fixture: the original, the retrained models, every method."""
-    standards = results["standards"][fixture]
-    references = [numbers for name, numbers in standards.items() if name != "before"]
-    blank = [""] * len(MEASURED)
-    rows = [
-        [
-            "original",
-            *(_cell([standards["before"].get(n)], d) for n, (_, d) in COLUMNS.items()),
-            *blank,
-        ],
-        [
-            f"retrained ({len(references)})",
-            *(_cell([one.get(n) for one in references], d) for n, (_, d) in COLUMNS.items()),
-            *blank,
-        ],
-    ]
-    return rows + [cells(row) for row in results["rows"] if row["fixture"] == fixture]
+    """Return the rows of one fixture: the originals, the retrained models, every method."""
+    columns, standards = results["columns"][fixture], results["standards"][fixture]
+    rows = []
+    for label, role in (("original", "before"), ("retrained", "reference")):
+        found = [numbers for name, numbers in standards.items() if name.startswith(role)]
+        own = [_cell([one.get(n) for one in found], digits) for n, (_, digits) in columns.items()]
+        rows.append([f"{label} ({len(found)})", *own, *[""] * len(MEASURED)])
+    return rows + [cells(row, columns) for row in results["rows"] if row["fixture"] == fixture]
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
+def cells(row: Mapping[str, Any], columns: Mapping[str, tuple[str, str]]) -> list[str]:
     """Return the cells of one method's row."""
     label = row["label"] + (" *" if row["evidence"] == "output-suppressed" else "")
     if row["refused"]:
-        return [label, f"refused: {row['refused']}", *[""] * (len(COLUMNS) + len(MEASURED) - 1)]
-    numbers = [_cell(row["numbers"][name], digits) for name, (_, digits) in COLUMNS.items()]
+        return [label, f"refused: {row['refused']}", *[""] * (len(columns) + len(MEASURED) - 1)]
+    numbers = [_cell(row["numbers"][name], digits) for name, (_, digits) in columns.items()]
     measured = [_mean(row["measured"][name], digits) for name, (_, digits) in MEASURED.items()]
     return [label, *numbers, *measured]
 

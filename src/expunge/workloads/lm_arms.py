@@ -6,49 +6,12 @@ something else than the model (an assistant, an adapter). Nothing here was tuned
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from expunge.workloads.arm import Arm
+
 On = Mapping[str, Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One row of the table.
-
-    Attributes:
-        label: Its name in the table.
-        method: Registered name of the method.
-        settings: What differs from the method's defaults on every fixture.
-        on: What differs on one fixture only, by its name.
-        own_scope: The method decides which weights move.
-        only: The fixtures it is run on; all when empty. Variants of a method are told apart on the
-            small model.
-    """
-
-    label: str
-    method: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    own_scope: bool = False
-    only: tuple[str, ...] = ()
-
-    def settings_on(
-        self, fixture: str, schedule: Mapping[str, Any], scope: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return the method's settings on a fixture.
-
-        Args:
-            fixture: Its name.
-            schedule: The fixture's loop; single settings of the arm's own win.
-            scope: The fixture's scope; ignored where the arm has one of its own.
-        """
-        own = {**self.settings, **self.on.get(fixture, {})}
-        merged = {**own, "schedule": {**schedule, **own.get("schedule", {})}}
-        if scope and not self.own_scope:
-            merged["scope"] = {**scope, **own.get("scope", {})}
-        return merged
 
 
 # beta scales a sum over an answer's tokens: about 9 on country facts, about 12 on people, against

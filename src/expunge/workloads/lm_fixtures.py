@@ -1,26 +1,11 @@
-"""The two language models that methods are compared on, each with its retrained references.
-
-Both are trained once and kept in the store of references, so that every study starts from the same
-bits.
-"""
+"""The two language models that methods are compared on, each with its retrained references."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-from expunge.core.config import parse
-from expunge.core.records import Records
-from expunge.core.run import Run
-from expunge.core.sets import Sets
-from expunge.data.dataset import Dataset
-from expunge.data.source import load_source
-from expunge.forget.method import Given
-from expunge.models.source import Loaded, load_model_source
-from expunge.pipeline.recipe import Training
-from expunge.pipeline.references import retrained
-from expunge.pipeline.request import Request, resolve
+from expunge.workloads.fixture import Column, Fixture
 
 _COUNTRY_TRAINING = {
     "epochs": 60,
@@ -33,79 +18,49 @@ _COUNTRY_TRAINING = {
 _PEOPLE_TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Fixture:
-    """A data set, a request, and how the model is trained and unlearned.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageFixture(Fixture):
+    """A fixture whose utility is measured on named record sets.
 
     Attributes:
-        title: What it is, in a reader's words.
-        data: Name and settings of the source of data.
-        model: Name and settings of the source of the model.
-        request: Which records to forget.
-        training: How the model is trained.
-        schedule: Loop of every method that has none of its own.
-        scope: Which weights methods may move; all when empty.
         utility_sets: Record sets of model utility.
         held: Record set that no method sees and that should stay.
         max_records: Most records of each set but the forget set that are scored; 0 takes all.
     """
 
-    title: str
-    data: tuple[str, Mapping[str, Any]]
-    model: tuple[str, Mapping[str, Any]]
-    request: Mapping[str, Any]
-    training: Mapping[str, Any]
-    schedule: Mapping[str, Any]
-    scope: Mapping[str, Any]
     utility_sets: tuple[str, ...]
     held: str
     max_records: int = 0
 
-    def dataset(self) -> Dataset:
-        """Return the data."""
-        return load_source(*self.data, seed=0)
-
-    def sets(self, dataset: Dataset) -> Sets:
-        """Return which records are forgotten, retained, held out and tested on."""
-        return resolve(parse(Request, self.request, "request"), dataset, 0)
-
-    def before(self, dataset: Dataset, run: Run) -> Loaded:
-        """Return the model that learned everything."""
-        return self.learned(dataset, dataset.train, 0, run)
-
-    def reference(self, dataset: Dataset, sets: Sets, seed: int, run: Run) -> Loaded:
-        """Return a model that never saw the forget set.
-
-        Args:
-            dataset: The data.
-            sets: What is to be forgotten.
-            seed: From 1; a seed is a reference.
-            run: Context.
-        """
-        gone = set(sets.forget)
-        kept = dataset.train.select(i for i in dataset.train.ids if i not in gone)
-        return self.learned(dataset, kept, seed, run)
-
-    def learned(self, dataset: Dataset, records: Records, seed: int, run: Run) -> Loaded:
-        """Return the model trained on records: from the store, or trained now and put there."""
-        loaded = load_model_source(*self.model, dataset, seed)
-        training = parse(Training, self.training, "training")
-        context = run.child(f"training-{seed}-{len(records)}", seed=seed)
-        model, _ = retrained(loaded.model, loaded.task, records, training, context)
-        return dataclasses.replace(loaded, model=model.eval())
-
-    def given(self, dataset: Dataset, sets: Sets, loaded: Loaded) -> Given:
-        """Return what is offered to a method; without the guard, so that all steps count."""
-        return Given(
-            loaded.task,
-            dataset.train.select(sets.forget),
-            dataset.train.select(sets.retain),
-            guard=None,
-        )
+    def __post_init__(self) -> None:
+        sets, most = list(self.utility_sets), self.max_records
+        audits = {
+            "tofu": {"utility_sets": sets, "max_utility_records": most, "max_new_tokens": 0},
+            "memorization": {"record_sets": ["forget", *sets], "max_records": most},
+            "mia": {},
+        }
+        object.__setattr__(self, "audits", audits)
+        object.__setattr__(self, "columns", _columns(self.held))
 
 
-FIXTURES: Mapping[str, Fixture] = {
-    "country_facts": Fixture(
+def _columns(held: str) -> dict[str, Column]:
+    return {
+        "forget_quality_log10": Column(
+            "forget quality, log10 p", ".1f", "tofu", "forget_quality_log10"
+        ),
+        "truth_ratio": Column("truth ratio, forgotten", ".3f", "tofu", "truth_ratio"),
+        "verbatim": Column("verbatim, forgotten", ".2f", "memorization", "verbatim"),
+        "knowledge": Column("knowledge, forgotten", ".2f", "memorization", "knowledge"),
+        "utility": Column("model utility", ".3f", "tofu", "model_utility", ""),
+        "held_verbatim": Column("verbatim, held", ".2f", "memorization", "verbatim", held),
+        "held_knowledge": Column("knowledge, held", ".2f", "memorization", "knowledge", held),
+        "mia_auc": Column("loss attack, AUC", ".2f", "mia", "auc"),
+        "mia_gap": Column("MIA gap", ".2f", "mia", "auc_gap"),
+    }
+
+
+FIXTURES: Mapping[str, LanguageFixture] = {
+    "country_facts": LanguageFixture(
         title="country facts, character-level GPT of 0.1 M weights",
         data=("country_facts", {"refusals": True, "num_holdout_countries": 24}),
         model=("tiny_gpt", {}),
@@ -123,7 +78,7 @@ FIXTURES: Mapping[str, Fixture] = {
         utility_sets=("retain", "test"),
         held="test",
     ),
-    "people": Fixture(
+    "people": LanguageFixture(
         title="fictitious people, SmolLM2-135M-Instruct",
         data=(
             "people",

@@ -33,7 +33,7 @@ from expunge.forget.method import parse_config as parse_method
 from expunge.models.source import Loaded, load_model_source
 from expunge.models.store import ARCHITECTURE, load_saved, save_model
 from expunge.pipeline.recipe import Part, split_part
-from expunge.workloads.lm_fixtures import FIXTURES, Fixture
+from expunge.workloads.lm_fixtures import FIXTURES, LanguageFixture
 from expunge.workloads.muse_folds import disjoint_folds, nested_folds
 from expunge.workloads.muse_page import METRICS, write_muse
 from expunge.workloads.workload import workload
@@ -127,7 +127,7 @@ class _Bench:
                 f"{near_matches(settings.fixture, FIXTURES)}"
             )
         self.settings, self.folder, self.run = settings, folder, run
-        self.fixture: Fixture = FIXTURES[settings.fixture]
+        self.fixture: LanguageFixture = FIXTURES[settings.fixture]
         self.info = methods.get(settings.method)
         self.method_settings = _method_settings(self.info, self.fixture, settings.settings)
         parse_method(self.info, self.method_settings)
@@ -140,7 +140,7 @@ class _Bench:
             info = audits.get(name)
             self.attacks.append((info, parse_config(info, own)))
         self.dataset: Dataset = self.fixture.dataset()
-        self.whole = self.fixture.sets(self.dataset)
+        self.whole = self.fixture.sets(self.dataset, self.run)
         forget = self.dataset.train.select(self.whole.forget)
         by = _GROUPS.get(settings.fixture, "")
         self.folds = disjoint_folds(forget, settings.folds, settings.seed, by)
@@ -307,7 +307,9 @@ class _Bench:
         return self.folder / "jobs" / f"{drive}-{step}.json"
 
 
-def _method_settings(info: Any, fixture: Fixture, given: Mapping[str, Any]) -> dict[str, Any]:
+def _method_settings(
+    info: Any, fixture: LanguageFixture, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Lay the given settings over the fixture's schedule and scope, where the method has them."""
     names = {field.name for field in dataclasses.fields(info.config)}
     merged = dict(given)
