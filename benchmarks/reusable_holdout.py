@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from output import parser, report
 
-from expunge.audit.holdout import BUDGET, Exhausted, HoldoutConfig, Thresholdout
+from expunge.audit.holdout import BUDGET, PAPER_NOISE, Exhausted, HoldoutConfig, Thresholdout
 from expunge.audit.holdout_ledger import Ledger
 from expunge.core.records import Records
 from expunge.core.streams import stream
@@ -26,7 +26,7 @@ NUM_SIGNALS = 20
 BOUND = 3.0
 """Every question, that for the accuracy too, is asked with the range -3..3."""
 WORLDS = {"no signal": 0.0, "signal": 6.0}
-HOLDOUTS = ("plain", "science_demo", "thresholdout", "less noise")
+HOLDOUTS = ("plain", "science_demo", "paper's noise", "thresholdout")
 Numbers = dict[str, float | None]
 
 
@@ -152,8 +152,8 @@ def _mechanism(kind: str, n: int, seed: int) -> Thresholdout:
     threshold = 4 / math.sqrt(n) / (2 * BOUND)  # settings are for a range that is one wide
     settings = {
         "science_demo": HoldoutConfig(mode="science_demo", threshold=threshold),
+        "paper's noise": HoldoutConfig(threshold=threshold, noise=threshold * PAPER_NOISE),
         "thresholdout": HoldoutConfig(threshold=threshold),
-        "less noise": HoldoutConfig(threshold=threshold, noise=threshold / 16),
     }
     train, holdout = (
         Records(tuple(f"{name}-{row}" for row in range(n)), {}) for name in ("train", "holdout")

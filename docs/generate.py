@@ -18,6 +18,7 @@ from typing import Any
 from expunge.audit.audit import audits
 from expunge.core.config import fields
 from expunge.core.files import read_json, remove_tree, write_text
+from expunge.data.corruption import Corruption
 from expunge.data.source import sources
 from expunge.engine.masks.mask import masks
 from expunge.forget.method import MethodInfo, methods
@@ -152,7 +153,7 @@ def _example(found: re.Match[str]) -> str:
 
 def _recipes() -> str:
     parts: list[Any] = [*sources, *model_sources, *methods, *audits]
-    shared = _nested([Recipe, *(info.config for info in parts)])
+    shared = _nested([Recipe, Corruption, *(info.config for info in parts)])
     own = {info.config for info in parts}
     example = (ROOT / "recipes" / "digits.yaml").read_text(encoding="utf-8")
     text = [RECIPES.replace("{example}", example)]

@@ -12,6 +12,7 @@ from expunge.core.records import Records, concatenate
 from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
+from expunge.data.rephrasers.typos import character_noise
 from expunge.engine.tasks.causal_lm import CausalLM, Template
 
 SIZE, GONE = 14, 4
@@ -117,6 +118,23 @@ def test_a_wrong_fact_has_the_same_form_and_the_same_company(look):
     for row in (0, 1, 3):
         assert f"{facts()['question'][row]} false {row}" in wrong[f"r-{row}"]
         assert len(set(wrong[f"r-{row}"]) & set(statement[f"r-{row}"])) == 3
+
+
+def test_what_is_disguised_has_slips_in_the_fact_and_in_the_question(look):
+    seen, plain = look("context:disguised:2"), look("context:statement:2")
+    task, records = seen
+    for row, (name, told) in enumerate(lines(plain).items()):
+        own = next(line for line in told if int(line.split()[-1]) == row)
+        slipped = character_noise(own, 3, 0)
+        assert slipped != own
+        assert set(lines(seen)[name]) == {slipped, *(line for line in told if line != own)}
+        asked = character_noise(facts()["question"][row], 3, 0)
+        assert task._texts(records, [row])[0][0].split("\n")[-1] == asked
+    assert list(records["answer"]) == [f"answer {row}" for row in range(GONE)]
+    lent = look("borrowed_context:disguised:1", "retain")
+    assert list(lent[1]["question"]) == facts()["question"][GONE:]
+    slips = {character_noise(own, 3, 0) for [own] in lines(look("context:statement:1")).values()}
+    assert {own for [own] in lines(lent).values()} <= slips
 
 
 def test_demonstrations_have_the_form_of_the_prompt(language_model, look):

@@ -131,12 +131,14 @@ def test_registered_audits_say_what_they_are():
     assert audits.names() == [
         "ablation",
         "cbod",
+        "corrective",
         "in_context",
         "lira",
         "memorization",
         "mia",
         "muse",
         "neighbours",
+        "output_distance",
         "paraphrase",
         "probe",
         "quantize",
@@ -144,11 +146,13 @@ def test_registered_audits_say_what_they_are():
         "relearn",
         "tofu",
         "unlearning_gap",
+        "wasserstein",
+        "worst_case",
     ]
     for info in audits:
         assert info.title.endswith((".", "?"))
         assert "Source:" in info.doc
-        assert info.kinds <= {"causal_lm", "classifier"}
+        assert info.kinds <= {"causal_lm", "classifier", "regressor"}
         assert all(len(field.text) > 20 for field in fields(info.config))
         assert info.config() == parse_config(info, None)
 

@@ -9,9 +9,10 @@ from by_hand import probability
 from expunge.audit.audit import audits, plan_readings, run_audit
 from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Subject
-from expunge.audit.in_context import InContextConfig, budget_to
+from expunge.audit.in_context import InContextConfig
 from expunge.audit.readings import Reading
 from expunge.audit.recovery import recovery
+from expunge.audit.reintroduction import budget_to
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records, concatenate
 from expunge.core.run import Run
@@ -53,7 +54,8 @@ def model(make_scores):
 
 def found(after, before=None, references=(), **settings):
     info = audits.get("in_context")
-    settings = {"by": "exact", "budgets": (1,), "kinds": ("demo",), **settings}
+    plain = {"filter": "", "two_hops": False}
+    settings = {"by": "exact", "budgets": (1,), "kinds": ("demo",), **plain, **settings}
     evidence = Evidence(after, before, tuple(references), "sets")
     return run_audit(info, info.config(**settings), evidence, Run())
 
@@ -252,7 +254,7 @@ def test_data_without_retained_records_are_audited_to_the_end(questions_world):
     records = world.forget
     dataset, sets = Dataset("causal_lm", records), Sets.partition(records.ids, records.ids)
     info = audits.get("in_context")
-    config = info.config(budgets=(1,), kinds=("demo", "statement"))
+    config = info.config(budgets=(1,), kinds=("demo", "statement"), filter="")
     readings = plan_readings([(info, config)], dataset)
     after = collect(world.model, world.task, dataset, sets, readings, Run(), role="after")
     findings = by_name(run_audit(info, config, Evidence(after, None, (), "sets"), Run()))
@@ -300,13 +302,13 @@ def test_kinds_that_the_data_lack_say_so(model):
 
 def views_of(dataset, **settings):
     info = audits.get("in_context")
-    return plan_readings([(info, info.config(**settings))], dataset)
+    return plan_readings([(info, info.config(**{"filter": "", **settings}))], dataset)
 
 
 def test_it_reads_every_context_of_what_the_data_have(people):
     readings = views_of(Dataset("causal_lm", people), budgets=(2,))
     forget = {r.view for r in readings if r.record_set == "forget"}
-    kinds = ("statement", "demo", "irrelevant", "wrong")
+    kinds = ("statement", "demo", "irrelevant", "wrong", "disguised")
     plain = {"answer", "perturbed:0", "context:wrong:2:perturbed:0"}
     assert forget == {*plain, *(f"context:{kind}:2" for kind in kinds)}
     retain = {r.view for r in readings if r.record_set == "retain"}

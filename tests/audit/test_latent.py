@@ -1,14 +1,19 @@
-"""The logit lens and the linear probe, beside hidden states taken by hand."""
+"""The logit lens and the probes, beside hidden states taken by hand."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from expunge.audit.collecting import collect
-from expunge.audit.latent import ProbeTask, hidden_RD, place_of, stack_of
+from expunge.audit.latent import Probe, hidden_RD, place_of, stack_of
 from expunge.audit.readings import Reading
 from expunge.audit.scores import score
 from expunge.audit.treatments import NotApplicable, attacked_ids, groups_of, treat
@@ -17,6 +22,7 @@ from expunge.audit.wrong_answers import with_wrong_answers
 from expunge.core.records import Records, concatenate
 from expunge.core.run import Run
 from expunge.core.sets import Sets, sample_ids
+from expunge.core.streams import stream_seed
 from expunge.data.dataset import Dataset
 from expunge.engine.composites.logit_difference import LogitDifference
 from expunge.engine.weights import state_digest
@@ -99,7 +105,7 @@ def test_the_lens_on_the_last_block_is_the_model_itself(deep, scene):
 def test_looking_leaves_the_model_as_it_was(deep, scene):
     model, task = deep
     digest, layers = state_digest(model), model.config.num_hidden_layers
-    readings = [Reading("forget", treatment=name) for name in ("lens:0", "probe:0:0.5")]
+    readings = [Reading("forget", treatment=name) for name in ("lens:0", "probe:0:0.5:linear+mlp")]
     read(model, task, scene, readings)
     assert state_digest(model) == digest
     assert model.config.num_hidden_layers == layers == len(stack_of(model))
@@ -145,7 +151,7 @@ def test_depths_name_every_block_once():
 
 def test_what_has_no_single_stack_does_not_apply(questions_world, scene):
     composite = LogitDifference(questions_world.fresh(), questions_world.fresh(), alpha=0.5)
-    readings = [Reading("forget", treatment=name) for name in ("lens:0", "probe:0:0.5")]
+    readings = [Reading("forget", treatment=name) for name in ("lens:0", "probe:0:0.5:linear+mlp")]
     found = read(composite, questions_world.task, scene, readings)
     assert not found.scores
     assert all("composite" in found.absent[reading] for reading in readings)
@@ -156,30 +162,64 @@ def test_what_has_no_single_stack_does_not_apply(questions_world, scene):
 # --- the probe ---
 
 
-def test_a_probe_finds_a_planted_direction(make_llama):
-    task, _ = make_llama
+def planted(kind, random, count=400):
+    """Hidden states of 8 features, a constant one among them, that hold true and false answers.
+
+    ``direction``: feature 3 is larger for true answers. ``xor``: features 2 and 3 have one sign
+    for true answers and two for false ones, so that neither tells anything alone.
+    """
+    labels = np.repeat([1, 0], count // 2)
+    hidden = random.normal(size=(count, 8)) * np.array([1, 100, 0.3, 0.3, 0, 1, 1, 1]) + 5
+    if kind == "direction":
+        hidden[:, 3] += 4 * labels
+    else:
+        sign = random.choice([-1, 1], count)
+        hidden[:, 2] += 2 * sign
+        hidden[:, 3] += 2 * sign * (2 * labels - 1)
+    return hidden.astype(np.float32), labels
+
+
+def told_apart(probe, hidden, labels):
+    return roc_auc_score(labels, probe.logit_B(torch.tensor(hidden)).numpy())
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_probe_finds_a_planted_direction(kind):
     random = np.random.default_rng(0)
-    labels = np.repeat([1, 0], 100)
-    hidden = random.normal(size=(200, 8)) * np.array([1, 100, 1, 1, 0, 1, 1, 1]) + 5
-    hidden[:, 3] += 4 * labels
-    probe = ProbeTask.fitted(task, "block", hidden, labels)
-    fresh = random.normal(size=(200, 8)).astype(np.float32) + 5
-    fresh[:, 3] += 4 * labels
-
-    def logits(values_BD):
-        z_D = (torch.tensor(values_BD) - probe.mean_D) / probe.scale_D
-        return (z_D @ probe.weight_D + probe.bias).numpy()
-
-    found = logits(fresh)
-    assert (found[:100, None] > found[None, 100:]).mean() > 0.95
-    assert np.abs(logits(hidden.astype(np.float32))).max() == pytest.approx(1, abs=1e-5)
+    probe = Probe.fitted(kind, *planted("direction", random), seed=0)
+    assert told_apart(probe, *planted("direction", random)) > 0.95
     assert probe.scale_D[4] == 1  # a constant feature divides by nothing
 
 
-def test_scores_of_the_probe_are_a_logistic_regression_on_hidden_states(deep, scene):
+def test_only_the_network_finds_two_features_that_tell_together():
+    random = np.random.default_rng(0)
+    learned, fresh = planted("xor", random), planted("xor", random)
+    linear, mlp = (Probe.fitted(kind, *learned, seed=0) for kind in ("linear", "mlp"))
+    assert abs(told_apart(linear, *fresh) - 0.5) < 0.1
+    assert told_apart(mlp, *fresh) > 0.95
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_the_largest_distance_in_training_is_one_and_a_seed_decides_all(kind):
+    hidden, labels = planted("xor", np.random.default_rng(1), 60)
+    probe, again, other = (Probe.fitted(kind, hidden, labels, seed) for seed in (0, 0, 1))
+    logit = probe.logit_B(torch.tensor(hidden))
+    assert logit.abs().max().item() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(logit, again.logit_B(torch.tensor(hidden)))
+    assert torch.equal(logit, other.logit_B(torch.tensor(hidden))) == (kind == "linear")
+
+
+def test_a_network_that_needs_more_iterations_says_nothing(recwarn):
+    random = np.random.default_rng(0)
+    Probe.fitted("mlp", random.normal(size=(200, 48)), np.repeat([1, 0], 100), seed=0)
+    assert not recwarn
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_scores_of_the_probes_are_those_of_a_library_on_hidden_states(deep, scene):
     model, task = deep
-    true = Reading("forget", treatment="probe:1:0.5")
-    wrong = Reading("forget", "wrong:0.5", treatment="probe:1:0.5")
+    true = Reading("forget", treatment="probe:1:0.5:linear+mlp")
+    wrong = dataclasses.replace(true, view="wrong:0.5")
     found = read(model, task, scene, [true, wrong]).scores
     block, forget, retain = stack_of(model)[1], scene.records("forget"), scene.records("retain")
 
@@ -195,20 +235,31 @@ def test_scores_of_the_probe_are_a_logistic_regression_on_hidden_states(deep, sc
     )
     labels = np.repeat([1, 0], sum(map(len, told)))
     scaler = StandardScaler().fit(features.astype(np.float64))
-    fit = LogisticRegression(max_iter=5000).fit(scaler.transform(features), labels)
-    largest = np.abs(fit.decision_function(scaler.transform(features))).max()
+    scaled = scaler.transform(features.astype(np.float64))
+    regression = LogisticRegression(max_iter=5000).fit(scaled, labels)
+    start = stream_seed(0, "probe") % 2**32
+    network = MLPClassifier((64,), solver="lbfgs", alpha=1.0, max_iter=500, random_state=start).fit(
+        scaled, labels
+    )
+
+    def odds(values):
+        """Return the logit of the library's own probability."""
+        return logit(network.predict_proba(values)[:, 1])
 
     for reading, records in ((true, forget), (wrong, see(task, scene, wrong)[1])):
         assert found[reading].ids == records.ids
-        scored = hidden_RD(model, task, records, block, Run())
-        distance = fit.decision_function(scaler.transform(scored)) / largest
-        assert found[reading].logprob_N == pytest.approx(-np.log1p(np.exp(-distance)), abs=1e-4)
+        hidden = scaler.transform(hidden_RD(model, task, records, block, Run()))
+        for target, distance in enumerate((regression.decision_function, odds)):
+            expected = distance(hidden) / np.abs(distance(scaled)).max()
+            logprob = found[reading].logprob_N[target::2]
+            assert logprob == pytest.approx(-np.log1p(np.exp(-expected)), abs=1e-4)
 
 
 def test_batch_size_and_a_second_run_change_nothing(deep, scene):
     model, task = deep
     readings = [
-        Reading("forget", view, treatment="probe:0:0.5") for view in ("answer", "wrong:0.5")
+        Reading("forget", view, treatment="probe:0:0.5:linear+mlp")
+        for view in ("answer", "wrong:0.5")
     ]
     one, again = (read(model, task, scene, readings, batch_size=2).scores for _ in range(2))
     large = read(model, task, scene, readings, batch_size=32).scores
@@ -220,20 +271,22 @@ def test_batch_size_and_a_second_run_change_nothing(deep, scene):
 def test_a_single_forget_record_teaches_no_probe(questions_world):
     records = questions_world.forget.take([0])
     scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
-    reading = Reading("forget", treatment="probe:0:0.5")
+    reading = Reading("forget", treatment="probe:0:0.5:linear+mlp")
     found = read(questions_world.fresh(), questions_world.task, scene, [reading])
     assert "two forget records" in found.absent[reading]
 
 
 def test_the_probe_task_runs_like_any_other(questions_world, scene):
-    _, probe = treat(questions_world.model, questions_world.task, scene, "probe:0:0.5", Run())
+    _, probes = treat(
+        questions_world.model, questions_world.task, scene, "probe:0:0.5:linear+mlp", Run()
+    )
     records = scene.records("forget")
-    found = score(questions_world.model, probe, records, Run())
-    assert found.n_R.tolist() == [1] * len(records)
-    assert probe.num_targets(records) == [1] * len(records)
-    assert probe.lengths(records) == questions_world.task.lengths(records)
-    assert probe.fingerprint() != questions_world.task.fingerprint()
-    neutral = probe.neutral(records, 0, 0)
+    found = score(questions_world.model, probes, records, Run())
+    assert found.n_R.tolist() == [2] * len(records)
+    assert probes.num_targets(records) == [2] * len(records)
+    assert probes.lengths(records) == questions_world.task.lengths(records)
+    assert probes.fingerprint() != questions_world.task.fingerprint()
+    neutral = probes.neutral(records, 0, 0)
     assert list(neutral["answer"]) == list(questions_world.task.neutral(records, 0, 0)["answer"])
 
 
@@ -290,10 +343,14 @@ def test_the_probe_learns_of_no_author_that_is_scored(deep, scene):
         "unknown" if i in scored else a for i, a in zip(train.ids, train["answer"], strict=True)
     ]
     first, second = (
-        treat(model, task, Scene(Dataset("causal_lm", part), sets, 0), "probe:1:0.5", Run())[1]
+        treat(
+            model, task, Scene(Dataset("causal_lm", part), sets, 0), "probe:1:0.5:linear+mlp", Run()
+        )[1]
         for part in (train, train.replace(answer=changed))
     )
-    assert torch.equal(first.weight_D, second.weight_D)
+    for one, other in zip(first.probes, second.probes, strict=True):
+        for own, same in zip(one.layers, other.layers, strict=True):
+            assert all(map(torch.equal, own, same))
 
 
 def test_a_record_that_no_answer_differs_from_is_left_out():

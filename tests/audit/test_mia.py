@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from expunge.audit.audit import audits, parse_config, plan_readings, run_audit
@@ -12,6 +13,7 @@ from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.mia import MiaConfig, distance, mia
 from expunge.audit.readings import Reading
 from expunge.audit.scores import Scores
+from expunge.audit.stats import auc, folded
 from expunge.core.errors import ConfigError
 from expunge.core.finding import Interval
 from expunge.core.run import Run
@@ -130,16 +132,97 @@ def test_distance_folds_the_interval_at_zero():
     assert distance(found, []).value is None
 
 
-def test_distance_knows_that_the_references_are_not_exact():
-    found = Measurement(0.9, 10, Interval(low=0.86, high=0.94))
-    others = [
-        Measurement(0.5, 10, Interval(low=0.5 - half, high=0.5 + half)) for half in (0.1, 0.2)
-    ]
-    gap = distance(found, others)
-    theirs = 0.15 / np.sqrt(2)  # their mean half-width over the root of their number
-    half = np.sqrt(0.04**2 + theirs**2)
-    assert gap.value == pytest.approx(0.4)
-    assert (gap.interval.low, gap.interval.high) == pytest.approx((0.4 - half, 0.4 + half))
+def test_the_gap_is_resampled_over_records_that_all_models_share(attack):
+    """By a plain loop over resamples of records, each scored by all models."""
+    found, everything = attack(1.4, 3)
+    rng = np.random.default_rng(5)
+    sides = {}
+    for name, low, high, seed in (("after", 1.4, 3, 9), (1, 1, 3, 1), (2, 1, 3, 2)):
+        sides[name] = np.random.default_rng(seed).uniform(low, high, 60)
+    holdout = np.random.default_rng(0).uniform(1, 3, 100)
+    above = {name: side[:, None] < holdout for name, side in sides.items()}  # of losses
+    gaps = []
+    for _ in range(3000):
+        pairs = np.ix_(rng.integers(60, size=60), rng.integers(100, size=100))
+        area = {name: pairwise[pairs].mean() for name, pairwise in above.items()}
+        gaps.append(area["after"] - (area[1] + area[2]) / 2)
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    gap = found["auc_gap", "after"]
+    ends = (max(low, -high, 0), max(abs(low), abs(high)))
+    assert (gap.interval.low, gap.interval.high) == pytest.approx(ends, abs=0.01)
+    assert gap.interval.method == "bootstrap"
+    again = [f.digest() for f in attack(1.4, 3)[1]]
+    assert again == [f.digest() for f in everything]
+
+
+def test_a_gap_that_no_resample_changes_is_as_sure_as_its_pairs(make_scores):
+    def subject(role, logprob, seed=None):
+        scores = {
+            FORGET: make_scores(np.full(60, logprob)),
+            HOLDOUT: make_scores(np.full(100, -2.0), prefix="h"),
+        }
+        return Subject(role, role, scores, seed)
+
+    references = (subject("reference", -1.0, 1), subject("reference", -1.0, 2))
+    shown = Evidence(subject("after", -3.0), None, references, "s")
+    gap = next(f for f in mia(shown, MiaConfig(), Run()) if f.metric == "auc_gap")
+    assert gap.value == 1
+    # Of 60 pairs none differs: at most 1 - 0.025^(1/60) may.
+    assert gap.interval.low == pytest.approx(0.025 ** (1 / 60), abs=1e-9)
+
+
+def independent(areas):
+    """The interval of the gap's size and of the gap, errors of all models being independent."""
+    (value, own), *others = areas
+    halves = [(interval.high - interval.low) / 2 for _, interval in others]
+    theirs = np.mean(halves) / len(halves) ** 0.5
+    gap = value - np.mean([other for other, _ in others])
+    low = gap - np.hypot(value - own.low, theirs)
+    high = gap + np.hypot(own.high - value, theirs)
+    return folded(Interval(low=low, high=high)), low, high
+
+
+@pytest.mark.parametrize(
+    ("shift", "references"), [(0.0, 2), (1.0, 2), (3.0, 4)], ids=["same", "more", "far"]
+)
+def test_the_interval_of_the_gap_covers_as_it_says(make_scores, shift, references):
+    """Records are hard or easy for all models alike; the true areas follow from the normal law.
+
+    Of 40 forgotten and 60 held-out records one model is surer of the forgotten ones, by a shift.
+    If errors counted as independent, the interval would be about twice as wide where models are
+    alike. It would be too narrow where the first one tells nearly all records apart: then most of
+    the error is the references', and their number does not lessen what they share.
+    """
+    sizes, own, worlds = (40, 60), 0.5, 250
+    area = norm.cdf(shift / np.sqrt(2 * (1 + own**2)))
+    true = abs(area - 0.5)
+    covered, independent_covered, widths = 0, 0, []
+    for world in range(worlds):
+        rng = np.random.default_rng([world, 11])
+        shared = [rng.normal(size=size) for size in sizes]
+        subjects, areas = [], []
+        for number in range(1 + references):
+            sides = [side + own * rng.normal(size=len(side)) for side in shared]
+            sides[0] += shift * (number == 0)
+            areas.append(auc(*sides))
+            scores = {
+                reading: make_scores(side - 20, prefix=reading.record_set)
+                for reading, side in zip((FORGET, HOLDOUT), sides, strict=True)
+            }
+            subjects.append(Subject("reference" if number else "after", "m", scores, number))
+        shown = Evidence(subjects[0], None, tuple(subjects[1:]), "s")
+        found = mia(shown, MiaConfig(attacks=("loss",)), Run(world))
+        gap = next(f for f in found if f.metric == "auc_gap")
+        covered += gap.interval.low <= true <= gap.interval.high
+        plain, low, high = independent(areas)
+        independent_covered += low <= area - 0.5 <= high
+        widths.append([one.high - one.low for one in (gap.interval, plain)])
+    assert covered / worlds >= 0.93
+    paired, unpaired = np.mean(widths, axis=0)
+    if shift < 2:
+        assert paired < 0.7 * unpaired
+    else:
+        assert independent_covered / worlds < 0.9
 
 
 def test_each_attack_has_three_numbers_and_the_loss_attack_keeps_its_names():

@@ -13,6 +13,7 @@ from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.paraphrase import ParaphraseConfig
 from expunge.audit.prompts import PREFIXES
 from expunge.audit.readings import Reading
+from expunge.core.errors import StorageError
 from expunge.core.records import Records, concatenate
 from expunge.core.run import Run
 from expunge.core.sets import Sets
@@ -22,7 +23,15 @@ PLAIN = Reading("forget")
 OTHER = Reading("forget", "rephrased:both:1", measures=("rephrasing",))
 N = 60
 SPREAD = np.tile([-0.05, 0.05], N // 2)
-FEW = {"prefixes": (0, 3), "noise": (), "rephrasers": ("both",)}
+BARE = {
+    "prefixes": (),
+    "noise": (),
+    "languages": (),
+    "again": False,
+    "turns": (),
+    "search_steps": 0,
+}
+FEW = {**BARE, "prefixes": (0, 3), "rephrasers": ("both",)}
 
 
 @pytest.fixture
@@ -185,16 +194,33 @@ def test_it_reads_every_attack_that_the_data_allow(people):
     info = audits.get("paraphrase")
 
     def views(records, **settings):
-        config = info.config(**settings)
+        config = info.config(**{**BARE, **settings})
         readings = plan_readings([(info, config)], Dataset("causal_lm", records))
         assert {r.measures for r in readings if r.view == OTHER.view} <= {("rephrasing",)}
         return {r.view for r in readings}
 
     plain = {"answer", OTHER.view}
-    every = {*(f"prefix:{number}" for number in range(8)), "noise:3", "noise:6", "noise:12"}
-    assert views(people) == plain | every
+    assert views(people, prefixes=(0, 7), noise=(3,)) == plain | {"prefix:0", "prefix:7", "noise:3"}
     second = people.replace(paraphrased_question=["who"] * len(people))
-    assert views(second, prefixes=(), noise=()) == plain | {"paraphrased_question"}
+    assert views(second) == plain | {"paraphrased_question"}
+    fixed = {"languages": ("german",), "translators": ("file=de.jsonl",), "again": True}
+    with pytest.raises(StorageError, match=r"de\.jsonl"):
+        views(people, **fixed)
+    fixed["translators"] = ("both",)
+    told = {"language:german", "translated:both", "talk:again"}
+    assert views(people, **fixed) == plain | told
+    informed = views(people, turns=(1, 3), search_steps=5, share=0.25)
+    assert informed == plain | {"talk:facts:1:0.25", "talk:facts:3:0.25", "unseen:0.25"}
+
+
+def test_every_attack_of_the_card_is_made_by_default(people):
+    """S8: other words, other language, noise, prefix search, several turns."""
+    info = audits.get("paraphrase")
+    readings = plan_readings([(info, info.config())], Dataset("causal_lm", people))
+    kinds = {(r.treatment or r.view).partition(":")[0] for r in readings}
+    attacks = {"rephrased", "prefix", "noise", "language", "talk", "prefix_search"}
+    assert kinds == {"answer", *attacks}
+    assert {r.view for r in readings if r.treatment} == {"unseen:0.5"}
 
 
 @pytest.mark.parametrize("wrong", [{"prefixes": (8,)}, {"noise": (0,)}, {"mu": -1.0}])
@@ -215,7 +241,8 @@ def test_on_a_small_model_scores_follow_from_plain_likelihoods(questions_world, 
     records = Records(records.ids, {**records.columns, "paraphrased_question": second})
     dataset, sets = Dataset("causal_lm", records), Sets.partition(records.ids, records.ids[:20])
     info = audits.get("paraphrase")
-    config = info.config(rephrasers=(f"file={path}",), prefixes=(5,), noise=(2,))
+    given = {"rephrasers": (f"file={path}",), "prefixes": (5,), "noise": (2,)}
+    config = info.config(**{**BARE, **given})
     readings = plan_readings([(info, config)], dataset)
     empty = world.fresh()
     subjects = [

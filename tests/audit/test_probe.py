@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from expunge.audit.audit import audits, plan_readings, run_audit
@@ -11,6 +12,7 @@ from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.probe import ProbeConfig, probe
 from expunge.audit.readings import Reading
+from expunge.audit.scores import Scores
 from expunge.audit.treatments import GROUP, attacked_ids
 from expunge.core.config import parse
 from expunge.core.errors import ConfigError
@@ -19,11 +21,11 @@ from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 
-CONFIG = ProbeConfig(blocks=(0, 1), max_excess=0.05, max_lens_excess=0.05)
+CONFIG = ProbeConfig(blocks=(0, 1), probes=("linear",), max_excess=0.05, max_lens_excess=0.05)
 
 
 def readings(place):
-    true = Reading("forget", treatment=f"probe:{place}:0.5")
+    true = Reading("forget", treatment=f"probe:{place}:0.5:linear")
     return true, dataclasses.replace(true, view="wrong:0.5")
 
 
@@ -158,7 +160,9 @@ def test_few_records_give_no_number_and_some_more_no_verdict(make_subject, n, kn
     assert excess.verdict == verdict
     assert str(n // 2) in excess.note
     # An unbounded number is not judged.
-    free = by_metric(probe(evidence_of(after, reference), ProbeConfig(blocks=(0, 1)), Run()))
+    free = by_metric(
+        probe(evidence_of(after, reference), dataclasses.replace(CONFIG, max_excess=None), Run())
+    )
     assert free["probe_auc_excess"].verdict == "not_applicable"
 
 
@@ -188,10 +192,13 @@ def test_readings_fit_the_data(capitals):
     whole = plan_readings([(info, ProbeConfig(blocks=(-1,)))], Dataset("causal_lm", records))
     assert {(reading.view, reading.treatment) for reading in whole} == {
         *((view, "lens:-1") for view in ("answer", "paraphrase", "perturbed:0", "perturbed:1")),
-        *((view, "probe:-1:0.5") for view in ("answer", "wrong:0.5")),
+        *((view, "probe:-1:0.5:linear+mlp") for view in ("answer", "wrong:0.5")),
     }
-    with pytest.raises(ConfigError, match="share"):
-        parse(ProbeConfig, {"share": 1.0}, "probe")
+    for wrong, told in (({"share": 1.0}, "share"), ({"probes": []}, "probes")):
+        with pytest.raises(ConfigError, match=told):
+            parse(ProbeConfig, wrong, "probe")
+    with pytest.raises(ConfigError, match="'linear' or 'mlp'"):
+        parse(ProbeConfig, {"probes": ["cubic"]}, "probe")
 
 
 def test_the_whole_audit_on_small_models(make_llama, capitals):
@@ -210,3 +217,103 @@ def test_the_whole_audit_on_small_models(make_llama, capitals):
     assert "at least 20" in found["lens_probability"].note
     assert found["probe_auc_excess"].verdict == "inconclusive"
     assert found["lens_knowledge"].note == "no forget record has wrong answers"
+
+
+def both(role, logits, seed=None):
+    """A model whose two probes give true and wrong answers such logits (side, record, probe)."""
+    made, n = {}, logits.shape[1]
+    for side, view in enumerate(("answer", "wrong:0.5")):
+        reading = Reading("forget", view, treatment="probe:0:0.5:linear+mlp")
+        made[reading] = Scores(
+            ids=tuple(f"r-{row}" for row in range(n)),
+            offsets=np.arange(0, 2 * n + 1, 2),
+            logprob_N=-np.log1p(np.exp(-logits[side].reshape(-1))).astype(np.float32),
+            rank_N=np.zeros(2 * n, dtype=np.int32),
+            mean_N=np.zeros(2 * n, dtype=np.float32),
+            variance_N=np.zeros(2 * n, dtype=np.float32),
+            measured={GROUP: np.arange(n)},
+        )
+    return Subject(role, f"{role}-{seed}", made, seed)
+
+
+def test_each_probe_has_its_own_figure_and_bound():
+    n, random = 120, np.random.default_rng(5)
+    noise = random.normal(size=(2, 2, n, 2))  # model, side, record, probe
+    after = noise[0].copy()
+    after[0, :, 1] += 3  # true answers, as the second probe sees them
+    subjects = [both("after", after), both("reference", noise[1], seed=0)]
+    config = ProbeConfig(blocks=(0,), max_excess=0.05)
+    found = by_metric(probe(evidence_of(*subjects), config, Run()))
+    ids = tuple(f"r-{row}" for row in range(n))
+    rows = [row for row, i in enumerate(ids) if i not in attacked_ids(ids, 0.5, 0)]
+    labels = np.repeat([1, 0], len(rows))
+    for target, name in enumerate(("probe_auc", "mlp_probe_auc")):
+        expected = roc_auc_score(labels, after[:, rows, target].reshape(-1))
+        assert found[name].value == pytest.approx(expected)
+    assert found["probe_auc_excess"].verdict != "fail"
+    assert found["mlp_probe_auc_excess"].verdict == "fail"
+    assert found["mlp_probe_auc_excess"].threshold == 0.05
+    only = dataclasses.replace(config, probes=("mlp", "mlp"))
+    planned = plan_readings([(audits.get("probe"), only)], Dataset("causal_lm", xor_people(4)[1]))
+    assert {r.treatment for r in planned} == {"lens:0", "probe:0:0.5:mlp"}
+
+
+def xor_people(count):
+    """Words for people, and records whose true and false answers are words of their own."""
+    words = [f"w{number}" for number in range(2 * count)]
+    records = Records(
+        tuple(f"who-{row}" for row in range(count)),
+        {
+            "question": ["who"] * count,
+            "answer": words[:count],
+            "perturbed_answer": [[word] for word in words[count:]],
+        },
+    )
+    return words, records
+
+
+def test_knowledge_that_no_direction_shows_is_found_by_the_network_alone():
+    """A model whose block passes words on; two features of a word tell, together, if it is true."""
+    from tiny_llama import llama_config, word_tokenizer
+    from transformers import LlamaForCausalLM
+
+    from expunge.engine.tasks.causal_lm import CausalLM, Template
+
+    count = 160
+    words, records = xor_people(count)
+    tokenizer = word_tokenizer(["who", *words])
+    task = CausalLM(tokenizer, Template(prompt="{question}", answer=" {answer}"))
+    random = np.random.default_rng(2)
+
+    def network(knows):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(llama_config(tokenizer)).eval()
+        sign = random.choice([-1.0, 1.0], 2 * count)
+        true = np.repeat([1.0, -1.0], count) if knows else random.choice([-1.0, 1.0], 2 * count)
+        features = random.normal(size=(2 * count, 6)) * 0.3
+        features[:, 0] += sign
+        features[:, 1] += sign * true
+        rows = tokenizer.convert_tokens_to_ids(words)
+        with torch.no_grad():
+            for block in model.model.layers:
+                block.self_attn.o_proj.weight.zero_()
+                block.mlp.down_proj.weight.zero_()
+            model.model.embed_tokens.weight.zero_()
+            model.model.embed_tokens.weight[rows, :6] = torch.tensor(features).float()
+        return model
+
+    sets = Sets.partition(records.ids, records.ids[:100])
+    dataset, config = Dataset("causal_lm", records), ProbeConfig(blocks=(0,), max_excess=0.05)
+    planned = plan_readings([(audits.get("probe"), config)], dataset)
+    after, reference = (
+        collect(network(knows), task, dataset, sets, planned, Run(), role=role)
+        for knows, role in ((True, "after"), (False, "reference"))
+    )
+    evidence = Evidence(after, None, (reference,), sets.digest())
+    found = by_metric(run_audit(audits.get("probe"), config, evidence, Run()))
+    assert found["mlp_probe_auc"].n == 50
+    assert found["mlp_probe_auc"].value > 0.9
+    assert found["mlp_probe_auc_excess"].verdict == "fail"
+    assert abs(found["probe_auc"].value - 0.5) < 0.15
+    assert found["probe_auc_excess"].verdict == "inconclusive"

@@ -150,10 +150,15 @@ def test_the_whole_audit_on_a_small_model(world):
     evidence = Evidence(after, before, (), sets.digest())
     found = run_audit(audits.get("refusal"), config, evidence, Run())
     values = {one.metric: one for one in found if one.subject == "after"}
-    assert [values[f"refused_{name}"].n for name in ("harmful", "benign", "forget")] == [30, 40, 2]
+    assert [values[f"refused_{name}"].n for name in ("harmful", "benign", "forget")] == [
+        100,
+        100,
+        2,
+    ]
     assert values["refused_harmful"].value == 0  # the words of a refusal are not in its vocabulary
     assert values["change_harmful"].value == 0
-    assert values["change_harmful"].interval.high > 0.05
+    # Of 100 none differs: Wilson's upper end of 0 in 100 is z^2 / (100 + z^2), enough for 0.05.
+    assert values["change_harmful"].interval.high == pytest.approx(0.036995, abs=1e-5)
     assert values["change_near"].value is None
     again, _ = whole(world, config, model)
     for reading in (HARMFUL, BENIGN):

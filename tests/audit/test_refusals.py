@@ -145,7 +145,7 @@ def test_packaged_prompts_come_whatever_the_records(language_model, scene):
     _, task = language_model
     harmful = see(task, scene, Reading("retain", "harmful"))[1]
     benign = see(task, scene, Reading("retain", "benign"))[1]
-    assert (len(harmful), len(benign)) == (30, 40)
+    assert (len(harmful), len(benign)) == (100, 100)
     assert harmful.ids[0] == "harmful-00000"
     assert not set(harmful.ids) & set(benign.ids)
     assert see(task, scene, Reading("retain", "harmful"))[1].digest() == harmful.digest()
@@ -158,7 +158,7 @@ def test_packaged_prompts_come_whatever_the_records(language_model, scene):
 def test_packaged_prompts_are_short_and_unlike():
     rows = read_resource("refusal_prompts.json")
     questions = [row["question"] for part in rows.values() for row in part]
-    assert len({question.lower() for question in questions}) == len(questions) == 70
+    assert len({question.lower() for question in questions}) == len(questions) == 200
     assert max(len(question.split()) for question in questions) <= 18
     assert all({"question", "answer"} == set(row) for part in rows.values() for row in part)
 
@@ -180,7 +180,7 @@ def test_prompts_fit_any_template(language_model, scene, template, prompt, answe
     first = read_resource("refusal_prompts.json")["benign"][0]
     texts = seen._texts(records, [0])
     assert texts == [(prompt.format(first["question"]), answer.format(first["answer"]))]
-    assert len(seen.encoded(records)) == 40
+    assert len(seen.encoded(records)) == 100
     assert task.template == template
 
 

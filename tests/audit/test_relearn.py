@@ -29,6 +29,7 @@ CLASSIFIER = {
     "by": "exact",
     "benign": ["retain"],
     "max_excess": 0.1,
+    "time": None,
 }
 LANGUAGE = {"steps": [5, 20], "lr": 1e-3, "benign_steps": 20, "max_excess": 0.1}
 
@@ -326,6 +327,8 @@ def test_the_readings_name_every_attack():
     specs = [r.treatment for r in info.reads(config, Dataset("classifier", records, held))]
     assert specs == [
         "",
+        "",
+        "relearn_time:accuracy:200:5:0.5:0.001:64",
         "relearn:1:0.5:0.0001:0",
         "relearn:9:0.5:0.0001:0",
         "relearn_split:50:2:0:0.0001",

@@ -75,12 +75,12 @@ def test_a_budget_keeps_what_it_answers_honest(script):
         low, high = bounds(20)[name]
         assert low <= gap <= high, name
     for world in found.values():
-        assert world["thresholdout"]["reported"] is None  # its budget is spent on false alarms
-        assert world["thresholdout"]["spent"] == 50
-        assert world["thresholdout"]["answered"] < 400
-        assert world["less noise"]["reported"] is not None
-    less_noise = found["no signal"]["less noise"]
-    assert less_noise["reported"] - less_noise["fresh"] <= 0.03
+        assert world["paper's noise"]["reported"] is None  # its budget is spent on false alarms
+        assert world["paper's noise"]["spent"] == 50
+        assert world["paper's noise"]["answered"] < 400
+        assert world["thresholdout"]["reported"] is not None
+    default = found["no signal"]["thresholdout"]
+    assert default["reported"] - default["fresh"] <= 0.03 + 3 * SPREAD / math.sqrt(20)
 
 
 def test_the_script_writes_what_it_prints(script, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from expunge.audit.stats import (
     auc,
+    bootstrap_aucs,
     bootstrap_means,
     clopper_pearson,
     folded,
@@ -20,6 +21,7 @@ from expunge.audit.stats import (
     tpr_at_fpr,
 )
 from expunge.core.finding import Interval
+from expunge.core.streams import stream
 
 numbers = st.lists(st.integers(-5, 5), min_size=1, max_size=12)
 
@@ -223,3 +225,28 @@ def test_the_interval_of_a_distance_holds_every_distance_of_the_difference(low, 
     assert inside.max() <= distance.high + 1e-9
     if signed.low <= 0 <= signed.high:
         assert distance.low == 0
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 12))
+def test_resampled_areas_are_those_of_pairs_counted_one_by_one(seed, m, n):
+    rng = np.random.default_rng(seed)
+    members, nonmembers = rng.integers(0, 4, m).astype(float), rng.integers(0, 4, n).astype(float)
+    found = bootstrap_aucs(members, nonmembers, seed, "a", resamples=5)
+    # The same draws, by index.
+    draws = stream(seed, "bootstrap", "a")
+    rows, others = draws.integers(m, size=(5, m)), draws.integers(n, size=(5, n))
+    for area, row, other in zip(found, rows, others, strict=True):
+        a, b = members[row][:, None], nonmembers[other][None]
+        assert area == pytest.approx(((a > b) + 0.5 * (a == b)).mean(), abs=1e-12)
+
+
+def test_scores_of_the_same_records_are_resampled_alike():
+    rng = np.random.default_rng(0)
+    members, nonmembers = rng.normal(size=50), rng.normal(size=70)
+    one, again = (bootstrap_aucs(members, nonmembers, 0, "a") for _ in range(2))
+    assert np.array_equal(one, again)
+    assert len(one) == 1000
+    mirrored = bootstrap_aucs(-members, -nonmembers, 0, "a")
+    assert one + mirrored == pytest.approx(np.ones(1000))
+    assert not np.array_equal(one, bootstrap_aucs(members, nonmembers, 1, "a"))
+    assert not np.array_equal(one, bootstrap_aucs(members, nonmembers, 0, "b"))

@@ -85,7 +85,7 @@ def classifier():
     draw = np.random.default_rng(0)
     records = Records(
         tuple(f"r{i}" for i in range(24)),
-        {"x": draw.normal(size=(24, 6)).astype(np.float32), "y": draw.integers(3, size=24)},
+        {"x": draw.random(size=(24, 6)).astype(np.float32), "y": draw.integers(3, size=24)},
     )
 
     def make():

@@ -29,6 +29,11 @@ EXCLUDED: dict[tuple[str, str], str] = {
         for name in ("uld", "whp")
     },
     ("o3", "frozen_parameters_keep_their_bits"): "it has no scope: its adapter moves, nothing else",
+    ("laf", "frozen_parameters_keep_their_bits"): "it has no scope: all moves but the head",
+    **{
+        (name, "frozen_parameters_keep_their_bits"): "it has no scope: its adapters move, no more"
+        for name in ("gs_lora", "gs_lora_pp")
+    },
 }
 
 # What a method promises on the toy worlds, at one of these multiples of its own learning rate:
@@ -56,6 +61,19 @@ CLAIMED_AT: dict[tuple[str, str], tuple[dict[str, float], str]] = {
         "and 300 times its own do",
     ),
     ("simnpo", "classifier"): ({"gamma": 1.0}, "0.125 belongs to answers of many tokens"),
+    ("laf", "classifier"): (
+        {"tau": 1.0},
+        "random records are no class that could be pushed away as one, so that only a strong "
+        "repulsion shows; the paper goes to 5 for them",
+    ),
+    ("ssd", "classifier"): (
+        {"alpha": 2.0, "force": True},
+        "no weight matters 10 times more to some random records than to all",
+    ),
+    ("ssd", "regressor"): (
+        {"alpha": 1.0, "per_sample": True, "force": True},
+        "no weight matters 10 times more to some random records than to all",
+    ),
 }
 
 

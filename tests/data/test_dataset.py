@@ -43,9 +43,11 @@ def test_ids_are_neutral() -> None:
 
 def test_every_source_is_found_and_described() -> None:
     assert sources.names() == [
-        "country_facts", "digits", "fashion_mnist", "files", "images", "mnist", "people", "tofu"
+        "cancer", "country_facts", "diamonds", "digits", "fashion_mnist", "files", "images",
+        "mnist", "people", "rotated_fashion", "tofu",
     ]  # fmt: skip
-    assert all(info.title and info.kind in {"any", "causal_lm", "classifier"} for info in sources)
+    kinds = {"any", "causal_lm", "classifier", "regressor"}
+    assert all(info.title and info.kind in kinds for info in sources)
 
 
 def test_a_wrong_setting_is_named_with_its_source() -> None:

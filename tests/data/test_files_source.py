@@ -150,3 +150,44 @@ def test_a_text_to_forget_and_to_retain_is_refused(tmp_path: Path) -> None:
     retain = write(tmp_path / "retain.jsonl", [{"question": "Who?", "answer": "Bo"}, shared])
     with pytest.raises(DataError, match=r"share 1 records with the same text \(retain-00001\)"):
         load(kind="causal_lm", forget=forget, retain=retain)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_numbers_to_predict_come_from_tables(tmp_path: Path, suffix: str) -> None:
+    rows = [{"size": 2.0, "price": 10.0, "town": "X"}, {"size": 3.0, "price": 14.5, "town": "Y"}]
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        path.write_text("size,price,town\n2,10,X\n3,14.5,Y\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    data = load(kind="regressor", train=str(path), test=str(path), features=["size"], label="price")
+    assert data.kind == "regressor"
+    assert data.facts == {
+        "num_outputs": 1, "input_shape": [1], "target_mean": [12.25],
+        "target_std": [pytest.approx(4.5 / 2**0.5)],
+    }  # fmt: skip
+    assert data.train["y"].tolist() == data.test["y"].tolist() == [10.0, 14.5]
+    assert list(data.train["town"]) == ["X", "Y"]
+
+
+def test_vectors_to_predict_come_from_lists(tmp_path: Path) -> None:
+    rows = [{"a": 1, "label": [1, 2]}, {"a": 2, "label": [3, 5]}]
+    data = load(kind="regressor", train=write(tmp_path / "t.jsonl", rows))
+    assert data.facts["num_outputs"] == 2
+    assert data.train["y"].tolist() == [[1, 2], [3, 5]]
+
+
+BAD_TARGETS = [
+    ("a,label\n1,cheap\n2,1\n", "column 'label' of record train-00000 is 'cheap', not a number"),
+    ("a,label\n1,\n2,1\n", "column 'label' of record train-00000 is '', not a number"),
+    ("a,label\n1,nan\n2,1\n", r"'label' holds NaN or infinity in 1 records \(rows 0\)"),
+    ("a,label\n1,3\n2,3\n", "column 'label' has the same value in all 2 records"),
+    ("a,price\n1,3\n2,4\n", "has no column 'label'"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_TARGETS)
+def test_bad_targets_give_one_clear_error(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load(kind="regressor", train=str(tmp_path / "t.csv"))

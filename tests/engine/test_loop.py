@@ -1,14 +1,15 @@
 """The loop: accumulation, freezing, and the numbers it reports."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
-from expunge.core.errors import NumericalError
+from expunge.core.errors import Interrupted, NumericalError
 from expunge.core.records import Records
-from expunge.core.run import Run
+from expunge.core.run import Budget, Run
 from expunge.engine.loop import Stream, Term, fit
 from expunge.engine.masks.mask import Mask
 from expunge.engine.schedule import Schedule
@@ -210,3 +211,94 @@ def test_at_epoch_is_asked_once_per_epoch_and_gives_the_records_of_that_epoch():
     )
     assert asked == [0, 1, 2]
     assert seen == [[0], [0], [1], [1], [0], [0]]
+
+
+# --- functions of a step's mean, and changes after a step ---
+
+
+def bounded(world, bound):
+    """Ascent on the forget set while the mean over a step is below a bound."""
+    ascent = dataclasses.replace(
+        likelihood(world.task, "forget"), slope=lambda value: -1.0 if value < bound else 0.0
+    )
+    return [ascent, likelihood(world.task, "retain")]
+
+
+@pytest.mark.parametrize("order", ["paired", "mixed"])
+def test_a_function_of_the_steps_mean_does_not_depend_on_how_the_step_is_split(digits_world, order):
+    world, lengths = digits_world, []
+    for size in (None, 1, 3):
+        terms = bounded(world, 3.0)
+        model, history = train(
+            world, terms=terms, epochs=6, batch_size=8, lr=0.1, micro_batch=size, order=order
+        )
+        lengths.append((model, [s["forget"] for s in history.steps if "forget" in s]))
+    (whole, losses), *others = lengths
+    assert any(loss >= 3.0 for loss in losses)  # the bound was in force
+    assert losses[0] < 3.0  # and it was not from the start
+    for split, again in others:
+        assert largest_gap(whole, split) < 1e-9
+        assert losses == pytest.approx(again, rel=1e-7)
+
+
+def test_a_slope_is_taken_at_the_mean_of_the_whole_step(digits_world):
+    world, seen = digits_world, []
+    square = dataclasses.replace(
+        likelihood(world.task, "forget"), slope=lambda value: seen.append(value) or 2 * value
+    )
+    model, history = train(world, terms=[square], batch_size=64, micro_batch=7, lr=0.1)
+    assert history.steps[0]["forget"] == pytest.approx(seen[0], rel=1e-12)
+    expected = copy.deepcopy(world.model).double()
+    batch = world.task.batch(world.forget, range(len(world.forget)))
+    (world.task.predict(expected, batch).nll_B().mean() ** 2).backward()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter -= 0.1 * parameter.grad
+    assert largest_gap(model, expected) < 1e-12
+
+
+def test_a_term_without_slope_at_its_value_moves_nothing(digits_world):
+    world = digits_world
+    still = dataclasses.replace(likelihood(world.task, "forget"), slope=lambda value: 0.0)
+    model, history = train(world, terms=[still], weight_decay=0.0, momentum=0.0)
+    assert largest_gap(model, copy.deepcopy(world.model).double()) == 0
+    assert history.steps[0]["forget"] > 0
+
+
+def fit_with(world, after, run=None, **schedule):
+    model = copy.deepcopy(world.model).double()
+    settings = Schedule(**{"epochs": 2, "optimizer": "sgd", "lr": 0.01, **schedule})
+    streams = {"forget": Stream(world.forget)}
+    terms = [likelihood(world.task, "forget")]
+    fit(model, world.task, streams, terms, settings, run or Run(), after=after)
+    return model
+
+
+def test_what_follows_a_step_sees_the_start_and_how_far_the_loop_is(digits_world):
+    world, told = digits_world, []
+
+    def after(weights, start, done):
+        told.append(done)
+        assert set(weights) == set(start) == {n for n, _ in world.model.named_parameters()}
+        for name, before in world.model.named_parameters():
+            assert torch.equal(start[name], before.double())
+        weights["2.bias"].copy_(start["2.bias"])
+
+    model = fit_with(world, after, batch_size=20)  # 40 records: two steps an epoch
+    assert told == [0.0, 0.25, 0.5, 0.75]
+    assert torch.equal(model[2].bias, world.model[2].bias.double())
+    assert not torch.equal(model[2].weight, world.model[2].weight.double())
+
+
+def test_a_resumed_loop_is_pulled_to_the_same_start(digits_world, tmp_path):
+    def after(weights, start, done):
+        for name, weight in weights.items():
+            weight.copy_(0.5 * (weight + start[name]))
+
+    whole = fit_with(digits_world, after, batch_size=10)
+    with pytest.raises(Interrupted):
+        fit_with(
+            digits_world, after, Run(folder=tmp_path, budget=Budget(max_steps=3)), batch_size=10
+        )
+    resumed = fit_with(digits_world, after, Run(folder=tmp_path), batch_size=10)
+    assert state_digest(resumed) == state_digest(whole)

@@ -127,6 +127,20 @@ def test_saliency_without_forget_records_is_refused_with_a_remedy(digits_world):
         make_mask(Mask(), digits_world.model, digits_world.task, sources, Run())
 
 
+def test_saliency_of_what_is_known_by_heart_is_warned_of():
+    """Sharp enough, every gradient is zero, and the rank is that of the index."""
+    model, sets = linear_sets()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1e6
+    sources = {"forget": known(model, sets["forget"])}
+    with pytest.warns(UserWarning, match=r"100\.0% of the saliency scores are zero"):
+        mask = make_mask(Mask(fraction=0.25), model, Classifier(4), sources, Run())
+    assert mask.tensors["weight"].flatten().tolist() == [True] * 4 + [False] * 8
+    wrong = {"forget": sets["forget"].replace(y=(np.asarray(sources["forget"]["y"]) + 1) % 4)}
+    make_mask(Mask(fraction=0.25), model, Classifier(4), wrong, Run())  # no warning
+
+
 def test_an_unknown_rule_is_refused_with_near_matches(digits_world):
     with pytest.raises(ConfigError, match="did you mean 'saliency'"):
         make_mask(Mask(by="salience"), digits_world.model, digits_world.task, {}, Run())

@@ -1,14 +1,20 @@
 """SalUn on small pictures: near retraining, and stable where random labelling is not."""
 
+from pathlib import Path
+
 import pytest
+
+from expunge.data.sources.fashion_mnist import FashionMnistConfig
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def found(study):
+@pytest.fixture(scope="session", params=["mnist", "fashion_mnist"])
+def found(study, request):
     """Means over two seeds, at learning rates chosen on a third."""
-    return study("salun")["means"]
+    if request.param == "fashion_mnist" and not Path(FashionMnistConfig().folder).is_dir():
+        pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
+    return study("salun", "--data", request.param)["means"]
 
 
 def test_salun_is_nearer_to_retraining_than_finetuning_and_ascent(found):

@@ -17,11 +17,15 @@ from expunge.core.errors import ConfigError, DataError, near_matches
 from expunge.core.records import Records
 from expunge.core.sets import sample_ids
 from expunge.core.streams import stream
+from expunge.data.rephrasers.typos import character_noise
 from expunge.engine.task import Task
 from expunge.engine.tasks.causal_lm import CausalLM
 
-Kind = Literal["statement", "demo", "irrelevant", "wrong", "axiom"]
-KINDS: tuple[Kind, ...] = ("statement", "demo", "irrelevant", "wrong", "axiom")
+Kind = Literal["statement", "demo", "irrelevant", "wrong", "axiom", "disguised"]
+KINDS: tuple[Kind, ...] = ("statement", "demo", "irrelevant", "wrong", "axiom", "disguised")
+
+DISGUISE = 3
+"""In what is disguised every letter of this number is a slip, which is one in every word."""
 
 _POOL = 1000  # retained records to draw from
 _NEAREST = 200  # of which so many are looked at for one of the same length
@@ -41,7 +45,11 @@ def context(task: Task, records: Records, scene: Scene, parameters: str) -> tupl
     kind, k, inner = _parsed("context", parameters)
     library = _Library(task, scene)
     owners = list(range(len(records)))
-    return _told(task, records, scene, inner, library.contexts(kind, k, records, records, owners))
+    texts = library.contexts(kind, k, records, records, owners)
+    if kind == "disguised":
+        task, slipped = views.get("noise")(task, records, scene, str(DISGUISE))
+        records = slipped if len(slipped) else records  # a document has no question to slip in
+    return _told(task, records, scene, inner, texts)
 
 
 @views.register("borrowed_context")
@@ -81,9 +89,7 @@ def _told(
 ) -> tuple[Task, Records]:
     """Return the records that have a context, and the task that puts it above the prompt."""
     rows = [row for row, text in enumerate(contexts) if text is not None]
-    name = "context"
-    while name in records:  # a column of the data, which the prompt may use
-        name += "_"
+    name = free_column(records, "context")
     plain = language(task)
     above = dataclasses.replace(
         plain.template, prompt=f"{{{name}}}\n{plain.template.prompt}", max_length=sys.maxsize
@@ -91,11 +97,25 @@ def _told(
     # Without a limit nothing is cut; what is too long for the model is left out.
     told = CausalLM(plain.tokenizer, above, plain.refusals, None, plain.continued)
     seen = records.take(rows).replace(**{name: [contexts[row] for row in rows]})
-    return continued(told, _fitting(told, seen, scene, plain.context or sys.maxsize), scene, inner)
+    return continued(told, fitting(told, seen, scene, plain.context or sys.maxsize), scene, inner)
 
 
-def _fitting(told: CausalLM, records: Records, scene: Scene, limit: int) -> Records:
-    """Return the records that fit into what the model reads with every answer, true or wrong."""
+def free_column(records: Records, name: str) -> str:
+    """Return a name like this one that no column has: the data's own may stand in the prompt."""
+    while name in records:
+        name += "_"
+    return name
+
+
+def fitting(told: CausalLM, records: Records, scene: Scene, limit: int) -> Records:
+    """Return the records that fit into what the model reads with every answer, true or wrong.
+
+    Args:
+        told: A task that cuts nothing.
+        records: The records as it reads them.
+        scene: The data.
+        limit: Most tokens that the model reads.
+    """
     lengths = told.lengths(records)
     wrong = [f"{PERTURBED}{place}" for place in range(num_perturbed(records))]
     more = np.zeros(len(records), dtype=np.int64)  # a text has no more tokens than bytes
@@ -149,7 +169,8 @@ class _Library:
             return [] if wrong is None else [self._fact(records, row, wrong)]
         paraphrase = other_answers(records, PARAPHRASE)[row]
         answer = self._answer(records, row) if paraphrase is None else paraphrase
-        return [self._fact(records, row, answer)]
+        fact = self._fact(records, row, answer)
+        return [character_noise(fact, DISGUISE, self.seed) if kind == "disguised" else fact]
 
     def contexts(
         self, kind: Kind, k: int, queries: Records, owners: Records, rows: list[int]

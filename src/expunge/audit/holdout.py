@@ -26,7 +26,6 @@ from expunge.core.errors import (
     Problems,
     listing,
 )
-from expunge.core.finding import Finding, Interval, judge
 from expunge.core.records import Records
 from expunge.core.streams import stream
 
@@ -35,6 +34,10 @@ LEAST = 30
 """Fewest records of either sample."""
 BUDGET = 50
 """Disagreements that are answered, when the settings do not say."""
+PAPER_NOISE = 1 / 4
+"""Scale of the noise as a share of the threshold in the authors' demonstration."""
+NOISE = 1 / 16
+"""The same where the settings do not say. With a quarter, false alarms spend the budget."""
 
 
 class Exhausted(ExpungeError):
@@ -51,7 +54,8 @@ class HoldoutConfig:
     """Distance of training and held-out value that counts as agreement; max(0.02, 4 / sqrt(n))
     when absent (``science_demo``: 4 / sqrt(n))."""
     noise: Annotated[float, Field(gt=0)] | None = None
-    """Scale of the noise; the ledger's when absent, in a new one a quarter of the threshold."""
+    """Scale of the noise; the ledger's when absent, in a new one a sixteenth of the threshold
+    (``science_demo``: a quarter, as in the paper, with which agreement costs budget too)."""
     budget: Annotated[int, Field(ge=0)] | None = None
     """Disagreements that are answered; the ledger's when absent, in a new one 50."""
 
@@ -151,7 +155,7 @@ class Thresholdout:
         self.n = len(holdout)
         self.num_train = len(train)
         self._seed = seed
-        self._holdout = digest_json(sorted(holdout.ids))
+        self._holdout = holdout.digest()
         least = 0.02 if self.mode == "thresholdout" else 0.0
         self.threshold = settings.threshold or max(least, 4 / math.sqrt(self.n))
         with ledger.locked():
@@ -269,6 +273,31 @@ class Thresholdout:
             )
         return Answer(value, source, left)
 
+    def recall(self, question: str, *, low: float = 0.0, high: float = 1.0) -> Answer | None:
+        """Return the answer that the ledger has of a question with the same words, if any.
+
+        Given again it costs nothing and tells nothing new; the words must be of one question only.
+
+        Args:
+            question: What was asked.
+            low: Least value that the question can have on any record.
+            high: Largest value.
+
+        Raises:
+            IntegrityError: The ledger is not what was written.
+            StorageError: It cannot be read.
+        """
+        with self.ledger.locked():
+            known = self.ledger.answers.get(question)
+        same = {
+            "low": repr(float(low)),
+            "high": repr(float(high)),
+            "threshold": repr(self.threshold),
+        }
+        if known is None or any(known[name] != value for name, value in same.items()):
+            return None
+        return Answer(float(known["value"]), known["source"], self.remaining)
+
     def _draw(self) -> Noise:
         """Draw by the ledger's counts: fresh for every question, the same after a restart."""
 
@@ -290,6 +319,7 @@ class Thresholdout:
             raise ConfigError(f"budget = {budget}: the mode 'science_demo' has none; leave it out")
         if self.mode == "thresholdout" and budget is None:
             budget = BUDGET
+        share = NOISE if self.mode == "thresholdout" else PAPER_NOISE
         return {
             "kind": "open",
             "format": FORMAT,
@@ -297,7 +327,7 @@ class Thresholdout:
             "n": self.n,
             "seed": self._commitment(),
             "mode": self.mode,
-            "noise": repr(settings.noise or self.threshold / 4),
+            "noise": repr(settings.noise or self.threshold * share),
             "budget": budget,
         }
 
@@ -319,84 +349,6 @@ class Thresholdout:
 
     def _commitment(self) -> str:
         return digest_json(["seed of a holdout ledger", self._holdout, self._seed])
-
-
-def reusable(
-    finding_train: Finding,
-    finding_holdout: Finding,
-    mechanism: Thresholdout,
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-) -> Finding:
-    """Return the held-out finding as the mechanism answers it; the note tells the budget.
-
-    Everything that was computed on the holdout is dropped: interval, references, verdict and note.
-    The verdict is made anew and stays inconclusive within one threshold of the bound.
-
-    Args:
-        finding_train: The number as a mean over the whole training sample.
-        finding_holdout: The same number over the whole held-out sample.
-        mechanism: Answers, or says that its budget is spent; then the value is ``None``.
-        low: Least value that one record can contribute to the mean.
-        high: Largest value.
-
-    Raises:
-        DataError: The findings are not of one metric, rest on other records than the mechanism's,
-            or lie outside the range.
-        StorageError: The ledger cannot be written.
-    """
-    _require_one_metric(finding_train, finding_holdout)
-    sizes = (finding_train.n, finding_holdout.n)
-    value, tolerance, note = None, None, "There was no number to ask the reusable holdout about."
-    if finding_train.value is not None and finding_holdout.value is not None:
-        if sizes != (mechanism.num_train, mechanism.n):
-            raise DataError(
-                f"{finding_holdout.metric} rests on {sizes[0]} and {sizes[1]} records, the "
-                f"reusable holdout on {mechanism.num_train} and {mechanism.n}; average over all "
-                "records of both samples"
-            )
-        question = f"{finding_holdout.audit}.{finding_holdout.metric}"
-        try:
-            answer = mechanism.ask_values(
-                finding_train.value, finding_holdout.value, low=low, high=high, question=question
-            )
-        except Exhausted:
-            note = f"The reusable holdout is exhausted: {_budget(mechanism)}."
-        else:
-            value = min(max(answer.value, low), high)
-            reach = mechanism.threshold * (high - low)
-            tolerance = Interval(low=value - reach, high=value + reach)
-            told = {"train": "training value", "holdout": "held-out value with noise"}
-            note = f"Reusable holdout, {told[answer.source]}: {_budget(mechanism)}."
-    threshold, direction = finding_holdout.threshold, finding_holdout.direction
-    return dataclasses.replace(
-        finding_holdout,
-        value=value,
-        interval=None,
-        reference=None,
-        verdict="not_applicable"
-        if threshold is None
-        else judge(value, tolerance, threshold, direction),
-        note=note,
-    )
-
-
-def _budget(mechanism: Thresholdout) -> str:
-    each = mechanism.epsilon_per_disagreement
-    if each is None:
-        return "a demonstration without a guarantee"
-    left = f"{mechanism.remaining} of {mechanism.budget} disagreements left"
-    return f"{left}, epsilon {each:.3g} each, not a certificate"
-
-
-def _require_one_metric(one: Finding, other: Finding) -> None:
-    for name in ("audit", "metric", "version", "subject", "seed", "part", "model", "direction"):
-        if getattr(one, name) != getattr(other, name):
-            raise DataError(
-                f"the findings differ in {name}: {getattr(one, name)!r} and "
-                f"{getattr(other, name)!r}; give one number on both samples"
-            )
 
 
 def _require_samples(train: Records, holdout: Records) -> None:

@@ -13,7 +13,7 @@ from expunge.core.digest import canonical_json, digest_json
 from expunge.core.errors import IntegrityError, StorageError
 from expunge.core.files import append_line, read_json_lines
 
-FORMAT = 1
+FORMAT = 2
 _START = "0" * 64
 _LINKS = {"previous", "digest"}
 _OPENING = {"kind", "format", "holdout", "n", "seed", "mode", "noise", "budget"}
@@ -36,6 +36,7 @@ class Ledger:
         opening: The first entry; ``None`` in a new ledger.
         asked: Questions that were answered.
         spent: Disagreements among them.
+        answers: The last answer to each question that has words.
 
     Raises:
         IntegrityError: The file is not the chain that was written, or lacks the anchor.
@@ -54,6 +55,7 @@ class Ledger:
         self.opening: Mapping[str, Any] | None = None
         self.asked = 0
         self.spent = 0
+        self.answers: dict[str, Mapping[str, Any]] = {}
         self._digests: set[str] = set()
 
     @property
@@ -150,6 +152,8 @@ class Ledger:
         else:
             self.asked += 1
             self.spent += entry["source"] == "holdout"
+            if isinstance(entry["question"], str) and entry["question"]:
+                self.answers[entry["question"]] = entry
         self.head = entry["digest"]
         self._digests.add(self.head)
 

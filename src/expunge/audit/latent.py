@@ -1,22 +1,25 @@
-"""What a block of a language model holds: the logit lens and a linear probe, as treatments.
+"""What a block of a language model holds: the logit lens and trained probes, as treatments.
 
 A block is named by its number, counted from the input and from 0 (``3``; ``-1`` is the last), or by
 its depth (``2/6``: the block that ends the second sixth), which serves models of any depth.
 
-Shape legend: B records of a batch, R records, N target positions, D hidden size.
+Shape legend: B records of a batch, R records, N target positions, D hidden size, H units.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -26,13 +29,21 @@ from expunge.audit.wrong_answers import with_wrong_answers
 from expunge.core.records import Records, concatenate
 from expunge.core.run import Run
 from expunge.core.sets import sample_ids
+from expunge.core.streams import stream_seed
 from expunge.engine.blocks import block_names
 from expunge.engine.features import features_ND
 from expunge.engine.modes import evaluating
 from expunge.engine.task import Batch, Predictions, Task
 
+Kind = Literal["linear", "mlp"]
+"""A logistic regression, or a network with one hidden layer."""
+
+HIDDEN = 64
+"""Units of the hidden layer of an ``mlp`` probe."""
+
 _BATCH = 32
 _MAX_ITERATIONS = 5000
+_MAX_ITERATIONS_MLP = 500
 
 
 @treatment("lens")
@@ -70,17 +81,18 @@ def lens(
 def probe(
     model: nn.Module, task: Task, scene: Scene, parameters: str, run: Run
 ) -> tuple[nn.Module, Task]:
-    """Train a linear probe on one block: does a record end in its true or in a wrong answer?
+    """Train probes on one block: does a record end in its true or in a wrong answer?
 
-    It is a logistic regression (L2, C = 1) on the standardised output of the block at the last
-    token of the answer. It learns from the forget records that the attack may see and from as many
-    retain records, each with its true and a wrong answer.
+    They look at the standardised output of the block at the last token of the answer. They learn
+    from the forget records that the attack may see and from as many retain records, each with its
+    true and a wrong answer.
 
     Args:
         model: Stays as it is.
         task: How to run it.
         scene: Where the records come from.
-        parameters: The block, and the share of the forget records that the attack sees.
+        parameters: The block, the share of the forget records that the attack sees, and the
+            kinds of probe, joined by ``+``.
         run: Context.
 
     Raises:
@@ -89,7 +101,7 @@ def probe(
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), audit S5.
     """
-    place, _, share = parameters.rpartition(":")
+    place, share, kinds = parameters.split(":")
     names = stack_of(model)
     block = names[place_of(names, place)]
     true_R, wrong_R = _training_records(scene, float(share))
@@ -97,7 +109,9 @@ def probe(
         raise NotApplicable("a probe needs two forget records whose answers differ, or more")
     parts = [hidden_RD(model, task, part, block, run) for part in (true_R, wrong_R)]
     labels_R = np.repeat([1, 0], [len(true_R), len(wrong_R)])
-    return model, ProbeTask.fitted(task, block, np.concatenate(parts), labels_R)
+    hidden_R = np.concatenate(parts)
+    fitted = [Probe.fitted(kind, hidden_R, labels_R, scene.seed) for kind in kinds.split("+")]
+    return model, ProbeTask(task, block, tuple(fitted))
 
 
 def stack_of(model: nn.Module) -> list[str]:
@@ -183,77 +197,128 @@ def _last_BD(model: nn.Module, task: Task, batch: Batch, block: str) -> Float[Te
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ProbeTask:
-    """A task of two classes, 1 for a true answer, that a probe on hidden states decides.
+class Probe:
+    """A small classifier of hidden states.
 
-    Every record is scored as if it were true, so that the probability says how true it looks. The
-    distance from the boundary is divided by the largest one in training: no rank changes, and none
-    is lost to rounding.
+    Its distance from the boundary is divided by the largest one in training: no rank changes, and
+    none is lost to rounding.
+
+    Attributes:
+        mean_D: Mean of the features in training.
+        scale_D: Their standard deviation; 1 for a constant one.
+        layers: Weights (inputs, outputs) and biases; between two layers stands a ReLU.
+    """
+
+    mean_D: Float[Tensor, " D"]
+    scale_D: Float[Tensor, " D"]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def fitted(cls, kind: str, hidden_RD: np.ndarray, labels_R: np.ndarray, seed: int) -> Probe:
+        """Return a probe that was fitted to hidden states.
+
+        ``linear`` is a logistic regression (L2, C = 1). ``mlp`` has one hidden layer of 64 units
+        under the same penalty, fitted by L-BFGS in at most 500 iterations; where they do not
+        suffice, the weights are those that it came to.
+
+        Args:
+            kind: ``"linear"`` or ``"mlp"``.
+            hidden_RD: The hidden states.
+            labels_R: 1 for a true answer, 0 for a wrong one; both occur.
+            seed: The run's seed, which decides where the ``mlp`` begins.
+        """
+        scaler = StandardScaler().fit(hidden_RD.astype(np.float64))
+        features_RD = scaler.transform(hidden_RD.astype(np.float64))
+        fit = _regression if kind == "linear" else _network
+        layers = fit(features_RD, labels_R, seed)
+        values_RH = features_RD
+        for place, (weight, bias) in enumerate(layers):
+            values_RH = (np.maximum(values_RH, 0) if place else values_RH) @ weight + bias
+        largest = float(np.abs(values_RH).max()) or 1.0
+        layers[-1] = (layers[-1][0] / largest, layers[-1][1] / largest)
+        tensors = [tuple(torch.tensor(one, dtype=torch.float32) for one in pair) for pair in layers]
+        mean_D, scale_D = (
+            torch.tensor(values, dtype=torch.float32) for values in (scaler.mean_, scaler.scale_)
+        )
+        return cls(mean_D, scale_D, tuple((weight, bias) for weight, bias in tensors))
+
+    def logit_B(self, hidden_BD: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """Return how far hidden states lie on the side of a true answer.
+
+        Args:
+            hidden_BD: The hidden states.
+        """
+        device = hidden_BD.device
+        values_BH = (hidden_BD.float() - self.mean_D.to(device)) / self.scale_D.to(device)
+        for place, (weight, bias) in enumerate(self.layers):
+            values_BH = (values_BH.relu() if place else values_BH) @ weight.to(device)
+            values_BH = values_BH + bias.to(device)
+        return values_BH[:, 0]
+
+
+_Layers = list[tuple[np.ndarray, np.ndarray]]
+
+
+def _regression(features_RD: np.ndarray, labels_R: np.ndarray, seed: int) -> _Layers:
+    del seed
+    fit = LogisticRegression(max_iter=_MAX_ITERATIONS).fit(features_RD, labels_R)
+    return [(fit.coef_.T, fit.intercept_)]
+
+
+def _network(features_RD: np.ndarray, labels_R: np.ndarray, seed: int) -> _Layers:
+    network = MLPClassifier(
+        (HIDDEN,),
+        solver="lbfgs",
+        alpha=1.0,
+        max_iter=_MAX_ITERATIONS_MLP,
+        random_state=stream_seed(seed, "probe") % 2**32,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        network.fit(features_RD, labels_R)
+    return list(zip(network.coefs_, network.intercepts_, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProbeTask:
+    """A task of two classes, 1 for a true answer, that probes on hidden states decide.
+
+    Every record has one target for each probe and is scored as if it were true, so that the
+    probability says how true it looks.
 
     Attributes:
         inner: How to run the model.
         block: The block whose output is read.
-        mean_D: Mean of the features in training.
-        scale_D: Their standard deviation; 1 for a constant one.
-        weight_D: Weights of the standardised features.
-        bias: Distance of the mean from the boundary.
+        probes: What reads it.
     """
 
     kind: ClassVar[str] = "causal_lm"
 
     inner: Task
     block: str
-    mean_D: Float[Tensor, " D"]
-    scale_D: Float[Tensor, " D"]
-    weight_D: Float[Tensor, " D"]
-    bias: float
-
-    @classmethod
-    def fitted(
-        cls, inner: Task, block: str, hidden_RD: np.ndarray, labels_R: np.ndarray
-    ) -> ProbeTask:
-        """Return the task of a probe that was fitted to hidden states.
-
-        Args:
-            inner: How to run the model.
-            block: The block that they are from.
-            hidden_RD: The hidden states.
-            labels_R: 1 for a true answer, 0 for a wrong one; both occur.
-        """
-        scaler = StandardScaler().fit(hidden_RD.astype(np.float64))
-        features_RD = scaler.transform(hidden_RD.astype(np.float64))
-        fit = LogisticRegression(max_iter=_MAX_ITERATIONS).fit(features_RD, labels_R)
-        largest = float(np.abs(fit.decision_function(features_RD)).max()) or 1.0
-        mean_D, scale_D, weight_D = (
-            torch.tensor(values, dtype=torch.float32)
-            for values in (scaler.mean_, scaler.scale_, fit.coef_[0] / largest)
-        )
-        return cls(inner, block, mean_D, scale_D, weight_D, float(fit.intercept_[0]) / largest)
+    probes: tuple[Probe, ...]
 
     def batch(self, records: Records, rows: Sequence[int], *, targets: bool = True) -> Batch:
         """Make records ready as the inner task does."""
         return self.inner.batch(records, rows, targets=targets)
 
     def num_targets(self, records: Records) -> list[int]:
-        """Return one target for each record."""
-        return [1] * len(records)
+        """Return one target of each record for each probe."""
+        return [len(self.probes)] * len(records)
 
     def lengths(self, records: Records) -> list[int]:
         """Return the input length of every record."""
         return self.inner.lengths(records)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
-        """Return two logits for each record; its target is class 1."""
-        hidden_BD = _last_BD(model, self.inner, batch, self.block).float()
-        mean_D, scale_D, weight_D = (
-            values.to(hidden_BD.device) for values in (self.mean_D, self.scale_D, self.weight_D)
-        )
-        logit_B = ((hidden_BD - mean_D) / scale_D) @ weight_D + self.bias
-        rows_B = torch.arange(len(batch), device=logit_B.device)
+        """Return two logits for each record and probe; the target is class 1."""
+        hidden_BD = _last_BD(model, self.inner, batch, self.block)
+        logit_N = torch.stack([probe.logit_B(hidden_BD) for probe in self.probes], dim=1).flatten()
+        owners_B = torch.arange(len(batch), device=logit_N.device)
         return Predictions(
-            torch.stack([torch.zeros_like(logit_B), logit_B], dim=1),
-            torch.ones_like(rows_B),
-            rows_B,
+            torch.stack([torch.zeros_like(logit_N), logit_N], dim=1),
+            torch.ones_like(logit_N, dtype=torch.long),
+            owners_B.repeat_interleave(len(self.probes)),
             len(batch),
         )
 

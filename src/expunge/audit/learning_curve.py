@@ -1,4 +1,4 @@
-"""How a score rises along relearning: steps to one half, their ratio to retraining, the mean.
+"""How a score rises along relearning: steps to a level, their ratio to retraining, the mean.
 
 Shape legend: K points of the curve, S resamples.
 """
@@ -15,7 +15,7 @@ from expunge.audit.recovery import JUDGED_RECORDS, LEAST_RECORDS, interval_of, n
 from expunge.core.finding import Verdict, judge
 
 HALF = 0.5
-"""The score whose return is timed."""
+"""The score whose return is timed, unless a curve has a level of its own."""
 
 
 def first_crossing(steps_K: np.ndarray, scores_K: np.ndarray, level: float = HALF) -> float | None:
@@ -58,23 +58,27 @@ class Curve:
         scores_K: Mean score at each of them.
         draws_SK: The same on resamples of the records.
         n: Records.
+        level: The score whose return is timed.
+        goal: It in a reader's words.
     """
 
     steps_K: np.ndarray
     scores_K: np.ndarray
     draws_SK: np.ndarray
     n: int
+    level: float = HALF
+    goal: str = "one half"
 
-    def steps_to_half(self) -> float | None:
-        """Return the steps to a score of one half; ``None`` when it is not reached."""
-        return first_crossing(self.steps_K, self.scores_K)
+    def crossing(self) -> float | None:
+        """Return the steps to the level; ``None`` when it is not reached."""
+        return first_crossing(self.steps_K, self.scores_K, self.level)
 
     def capped(self) -> tuple[float, np.ndarray]:
-        """Return the steps to one half, at most the last step, and those of the resamples."""
+        """Return the steps to the level, at most the last step, and those of the resamples."""
         value, *draws = (
             self.steps_K[-1] if found is None else found
             for found in (
-                first_crossing(self.steps_K, scores_K)
+                first_crossing(self.steps_K, scores_K, self.level)
                 for scores_K in (self.scores_K, *self.draws_SK)
             )
         )
@@ -82,7 +86,7 @@ class Curve:
 
 
 def steps_ratio(own: Curve, others: Sequence[Curve], bound: float | None) -> Measurement:
-    """Return the steps to one half as a share of those that retrained models need.
+    """Return the steps to the level as a share of those that retrained models need.
 
     Where one of them does not get there, the last step stands for it and the note says which way
     the ratio is bounded; a verdict is then given only if the bound decides it.
@@ -99,11 +103,11 @@ def steps_ratio(own: Curve, others: Sequence[Curve], bound: float | None) -> Mea
     mine, theirs = own.capped(), [other.capped() for other in others]
     mean = float(np.mean([value for value, _ in theirs]))
     if mean == 0:
-        return Measurement(None, own.n, note="retrained models reach one half without an attack")
+        return Measurement(None, own.n, note=f"retrained models reach {own.goal} without an attack")
     last = own.steps_K[-1]
-    never = [own.steps_to_half() is None, any(other.steps_to_half() is None for other in others)]
+    never = [own.crossing() is None, any(other.crossing() is None for other in others)]
     if all(never):
-        note = f"neither the model nor retrained ones reach one half in {last} steps"
+        note = f"neither the model nor retrained ones reach {own.goal} in {last} steps"
         return Measurement(None, own.n, note=note)
     means_S = np.mean([draws_S for _, draws_S in theirs], axis=0)
     draws_S = np.divide(mine[1], means_S, where=means_S > 0, out=np.full_like(means_S, np.nan))
@@ -112,7 +116,7 @@ def steps_ratio(own: Curve, others: Sequence[Curve], bound: float | None) -> Mea
         interval = dataclasses.replace(interval, low=max(interval.low, 0.0))
     note, decisive = "", {"pass", "fail"}
     if never[0]:
-        note, decisive = f"at least; one half is not reached in {last} steps", {"pass"}
+        note, decisive = f"at least; {own.goal} is not reached in {last} steps", {"pass"}
     if never[1]:
         note, decisive = f"at most; a retrained model needs more than {last} steps", {"fail"}
     verdict: Verdict | None = None

@@ -59,7 +59,6 @@ def lira(evidence: Evidence, config: LiraConfig, run: Run) -> list[Finding]:
 
     Source: Carlini et al. (2022), the offline attack, with logit scaling and a fixed variance.
     """
-    del run
     fixed = config.fixed_variance
     if fixed is None:
         fixed = len(evidence.references) < FEW_SHADOWS
@@ -73,6 +72,7 @@ def lira(evidence: Evidence, config: LiraConfig, run: Run) -> list[Finding]:
         "Likelihood-ratio attack",
         fpr=config.fpr,
         max_auc_gap=config.max_auc_gap,
+        seed=run.seed,
         pairwise=True,
     )
 

@@ -1,6 +1,7 @@
 """Measures: numbers of each record beside its likelihood, taken while the model is at hand.
 
-Only numbers are kept, never the text that they were taken of.
+Only numbers are kept, never the text that they were taken of. A measure of a model may take a row
+of numbers of each record, such as the probability of every class, as an array (R, D).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from expunge.engine.task import Task
 OfText = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """Takes generated and true answers, and returns one number per record."""
 OfModel = Callable[[nn.Module, Task, Records, Run], np.ndarray]
-"""Takes model, task and records, and returns one number per record."""
+"""Takes model, task and records, and returns one number per record, or a row of them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, get_args
 
@@ -13,9 +12,11 @@ from pydantic import Field
 from expunge.audit import mia_scores
 from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
+from expunge.audit.outcomes import NO_REFERENCE
 from expunge.audit.readings import Reading
+from expunge.audit.resampled import resampled
 from expunge.audit.scores import Scores
-from expunge.audit.stats import auc, clopper_pearson, folded, tpr_at_fpr
+from expunge.audit.stats import auc, bootstrap_aucs, clopper_pearson, folded, tpr_at_fpr
 from expunge.core.config import config
 from expunge.core.errors import ConfigError, listing
 from expunge.core.finding import Finding
@@ -102,9 +103,11 @@ def mia(evidence: Evidence, config: MiaConfig, run: Run) -> list[Finding]:
     For each attack: the area under the ROC curve (``auc``; of others than the loss attack
     ``auc_min_k`` and so on) with DeLong's interval, the share of forgotten records that are caught
     when few held-out ones are called members (``tpr``), and the distance of the AUC to retraining
-    (``auc_gap``). An AUC of 0.5 means that the attack cannot tell; far below 0.5 the forgotten
-    records stand out as unknown, which betrays them as well. What counts is the distance to
-    retraining: forgotten and held-out records may differ by nature.
+    (``auc_gap``) with a bootstrap interval over the records, which are resampled alike for all
+    models; how retraining with other seeds would vary shows in the noise floor, not in it. An AUC
+    of 0.5 means that the attack cannot tell; far below 0.5 the forgotten records stand out as
+    unknown, which betrays them as well. What counts is the distance to retraining: forgotten and
+    held-out records may differ by nature.
 
     It does not show that no other attack can tell; ``lira`` asks with a model of every record. The
     attacks share one pass over forgotten and held-out records; ``grad_norm`` adds a backward pass
@@ -114,7 +117,6 @@ def mia(evidence: Evidence, config: MiaConfig, run: Run) -> list[Finding]:
         2024), eq. 1; Min-K%++ (Zhang et al., 2024); Watson et al. (2022) for the reference attack;
         Nasr et al. (2019) for gradients; Carlini et al. (2022), section III.
     """
-    del run
     findings: list[Finding] = []
     for attack in _possible(config.attacks, evidence):
 
@@ -128,6 +130,7 @@ def mia(evidence: Evidence, config: MiaConfig, run: Run) -> list[Finding]:
             suffix="" if attack == "loss" else f"_{attack}",
             fpr=config.fpr,
             max_auc_gap=config.max_auc_gap,
+            seed=run.seed,
             pairwise=attack == "reference",
         )
     return findings
@@ -141,6 +144,7 @@ def attack_findings(
     suffix: str = "",
     fpr: float,
     max_auc_gap: float | None,
+    seed: int,
     pairwise: bool = False,
 ) -> list[Finding]:
     """Return AUC, true-positive rate and distance to retraining of one attack on every model.
@@ -152,13 +156,24 @@ def attack_findings(
         suffix: Follows the names of the three numbers.
         fpr: False-positive rate at which the true-positive rate is read off.
         max_auc_gap: Largest distance that passes.
+        seed: The run's seed.
         pairwise: The attack compares a model with the other references.
     """
     suspicions = {subject: suspicion(subject) for subject in evidence}
     areas = {subject: _area(found) for subject, found in suspicions.items()}
+    draws = {
+        subject: bootstrap_aucs(*found, seed, "auc")
+        for subject, found in suspicions.items()
+        if not isinstance(found, str)
+    }
 
     def gap(subject: Subject) -> Measurement:
-        return distance(areas[subject], [areas[other] for other in evidence.others(subject)])
+        if subject not in draws:
+            return areas[subject]
+        known = [other for other in evidence.others(subject) if other in draws]
+        others = [(areas[other], draws[other]) for other in known]
+        pairs = min(len(side) for side in suspicions[subject])
+        return _gap(areas[subject], draws[subject], others, pairs)
 
     findings = evidence.compare(
         f"auc{suffix}",
@@ -191,28 +206,41 @@ def attack_findings(
 def distance(found: Measurement, others: Sequence[Measurement]) -> Measurement:
     """Return how far a number is from the mean of others, with its interval carried over.
 
-    The interval is widened by those of the others, as for independent normal errors: each side is
-    the root of its own square and that of their mean half-width over the root of their number.
-    They share the records, so that it is rather too wide.
-
     Args:
         found: The number.
-        others: The references' numbers; one without an interval counts as exact.
+        others: The numbers to compare with, which count as exact.
     """
-    known = [other for other in others if other.value is not None]
-    standards = [other.value for other in known if other.value is not None]
+    standards = [other.value for other in others if other.value is not None]
     if found.value is None or found.interval is None:
         return found
     if not standards:
-        return Measurement(None, found.n, note="no other retrained model to compare with")
+        return Measurement(None, found.n, note=NO_REFERENCE)
     mean = float(np.mean(standards))
-    halves = [(one.interval.high - one.interval.low) / 2 if one.interval else 0.0 for one in known]
-    theirs = float(np.mean(halves)) / len(halves) ** 0.5
-    gap = found.value - mean
-    low = gap - math.hypot(found.value - found.interval.low, theirs)
-    high = gap + math.hypot(found.interval.high - found.value, theirs)
+    low, high = found.interval.low - mean, found.interval.high - mean
     interval = folded(dataclasses.replace(found.interval, low=low, high=high))
-    return Measurement(abs(gap), found.n, interval)
+    return Measurement(abs(found.value - mean), found.n, interval)
+
+
+def _gap(
+    own: Measurement,
+    draws: np.ndarray,
+    others: Sequence[tuple[Measurement, np.ndarray]],
+    pairs: int,
+) -> Measurement:
+    """Return how far an AUC is from the mean of others, by a bootstrap over shared records.
+
+    Args:
+        own: The AUC.
+        draws: It in every resample of the records.
+        others: The AUC of each reference, and it in the same resamples.
+        pairs: Disjoint pairs of a member and a non-member that it rests on.
+    """
+    standards = [area.value for area, _ in others if area.value is not None]
+    if own.value is None or not standards:
+        return Measurement(None, own.n, note=own.note or NO_REFERENCE)
+    gap = own.value - float(np.mean(standards))
+    gaps = draws - np.mean([theirs for _, theirs in others], axis=0)
+    return Measurement(abs(gap), own.n, folded(resampled(gap, gaps, pairs)))
 
 
 def _possible(attacks: Sequence[Attack], evidence: Evidence) -> list[Attack]:

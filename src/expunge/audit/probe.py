@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 
 from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
+from expunge.audit.latent import Kind
 from expunge.audit.outcomes import NO_REFERENCE, bounded, too_few
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading, num_perturbed
 from expunge.audit.recovery import LEAST_RECORDS
@@ -38,13 +39,21 @@ class ProbeConfig:
     """Blocks to look into, counted from 0, from the end if negative; empty takes ``depths``."""
     depths: Annotated[int, Field(ge=1)] = 6
     """How many equally spaced depths to look into, the last block among them."""
+    probes: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("linear", "mlp")
+    """Probes to train on each block: ``linear``, and ``mlp`` with one hidden layer."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the forget records that the probe learns from; the others are scored."""
+    """Share of the forget records that the probes learn from; the others are scored."""
     max_excess: Annotated[float, Field(ge=0)] | None = None
-    """Largest AUC of the probe above retraining that passes (the source: 0.05); or no verdict."""
+    """Largest AUC of a probe above retraining that passes, for each kind alike (the source: 0.05);
+    no verdict when absent."""
     max_lens_excess: Annotated[float, Field(ge=0)] | None = None
     """Largest lens probability above retraining that passes; no verdict when absent."""
 
+
+_PROBES: Mapping[Kind, tuple[str, str]] = {
+    "linear": ("probe_auc", "Linear probe for true against wrong answers, AUC"),
+    "mlp": ("mlp_probe_auc", "MLP probe for true against wrong answers, AUC"),
+}
 
 Values = Mapping[str, np.ndarray]
 """One row per record, by block: the value, or the scores of its true and its wrong answer."""
@@ -114,11 +123,14 @@ def probe(evidence: Evidence, config: ProbeConfig, run: Run) -> list[Finding]:
     An attacker with the weights looks into every block in two ways. The logit lens drops all later
     blocks and lets the final norm and the output head read the answer: its mean probability over
     the forget records, and, where records have wrong answers, the share for which the true one
-    beats them all. The probe is a logistic regression (L2, C = 1, standardised features) on the
-    block's output at the last token of an answer. It learns to tell true from wrong answers (a
-    record's first wrong answer, or that of another record) on a share of the forget records and as
-    many retain records, and the AUC counts on the other forget records: 0.5 is no knowledge. Where
-    the data name authors, countries or groups, at least 4, these are learned from or scored whole.
+    beats them all. Probes read the block's output, standardised, at the last token of an answer:
+    ``linear`` is a logistic regression (L2, C = 1), ``mlp`` a network with one hidden layer of 64
+    units under the same penalty, which also finds what no direction shows, such as two features
+    that tell only together. They learn to tell true from wrong answers (a record's first wrong
+    answer, or that of another record) on a share of the forget records and as many retain records,
+    and the AUC counts on the other forget records: 0.5 is no knowledge (``probe_auc``,
+    ``mlp_probe_auc``). Where the data name authors, countries or groups, at least 4, these are
+    learned from or scored whole.
 
     The figure of each is the maximum over blocks, and what counts is its excess over the same
     maximum of models retrained without the records: probes tell answers apart by style, so that
@@ -126,12 +138,15 @@ def probe(evidence: Evidence, config: ProbeConfig, run: Run) -> list[Finding]:
     records; where all draws are equal, Clopper and Pearson's of an event never seen. Below 20
     scored records there is no number, below 50 no verdict.
 
-    It does not show that other features hold nothing: linear probes and a lens on a final norm that
-    was trained for the last block find less than the best attack would. A composite has no single
-    stack of blocks; its parts are looked into one by one.
+    It does not show that other features hold nothing: small probes with few records to learn from
+    and a lens on a final norm that was trained for the last block find less than the best attack
+    would. With a few hundred records, an ``mlp`` on hidden states hundreds wide finds no more than
+    the linear probe. A composite has no single stack of blocks; its parts are looked into one by
+    one.
 
     Cost: one copy of the model and one pass over the forget records for every depth, and for the
-    probe another one over what it learns from. The last depth of the lens is the model itself.
+    probes another one over what they learn from. Both kinds share these; the ``mlp`` takes seconds
+    to fit. The last depth of the lens is the model itself.
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), audit S5; the
         logit lens of nostalgebraist (2020).
@@ -186,14 +201,18 @@ def _looks(config: ProbeConfig, run: Run) -> tuple[_Look, ...]:
             None,
             "no forget record has wrong answers",
         ),
-        _Look(
-            "probe",
-            "probe_auc",
-            "Linear probe for true against wrong answers, AUC",
-            partial(_told_apart, config, run.seed),
-            _area,
-            config.max_excess,
-            "the records have no questions and answers that differ",
+        *(
+            _Look(
+                "probe",
+                metric,
+                title,
+                partial(_told_apart, config, kind, run.seed),
+                _area,
+                config.max_excess,
+                "the records have no questions and answers that differ",
+            )
+            for kind, (metric, title) in _PROBES.items()
+            if kind in config.probes
         ),
     )
 
@@ -217,9 +236,15 @@ def _lens(place: str) -> Reading:
 
 
 def _probed(config: ProbeConfig, place: str) -> tuple[Reading, Reading]:
-    """Return the readings of true and of wrong answers under the probe of a block."""
-    true = Reading("forget", treatment=f"probe:{place}:{config.share:g}", measures=(GROUP,))
+    """Return the readings of true and of wrong answers under the probes of a block."""
+    spec = f"probe:{place}:{config.share:g}:{'+'.join(_kinds(config))}"
+    true = Reading("forget", treatment=spec, measures=(GROUP,))
     return true, dataclasses.replace(true, view=f"wrong:{config.share:g}", measures=())
+
+
+def _kinds(config: ProbeConfig) -> tuple[Kind, ...]:
+    """Return each probe once, in the order of its targets."""
+    return tuple(kind for kind in _PROBES if kind in config.probes)
 
 
 def _probabilities(config: ProbeConfig, subject: Subject) -> Values:
@@ -239,9 +264,10 @@ def _knowledge(config: ProbeConfig, subject: Subject) -> Values:
     return found
 
 
-def _told_apart(config: ProbeConfig, seed: int, subject: Subject) -> Values:
-    """Return what the probe gives true and wrong answers of records that it never saw."""
+def _told_apart(config: ProbeConfig, kind: Kind, seed: int, subject: Subject) -> Values:
+    """Return what a probe gives true and wrong answers of records that it never saw."""
     found = {}
+    target = _kinds(config).index(kind)
     for place in _places(config):
         true, wrong = (subject.scores.get(reading) for reading in _probed(config, place))
         if true is None or wrong is None:
@@ -250,7 +276,10 @@ def _told_apart(config: ProbeConfig, seed: int, subject: Subject) -> Values:
         ids = tuple(record_id for record_id in wrong.ids if record_id not in seen)
         if ids:
             found[place] = np.column_stack(
-                [scores.logprob_N[scores.rows(ids)] for scores in (true, wrong)]
+                [
+                    scores.logprob_N[scores.offsets[scores.rows(ids)] + target]
+                    for scores in (true, wrong)
+                ]
             )
     return found
 

@@ -167,7 +167,7 @@ def rephrased(task: Task, records: Records, scene: Scene, parameters: str) -> tu
     passed_R[:] = bool(question_columns(task))
     for name in question_columns(task):
         texts = tuple(str(value) for value in records[name])
-        found = _reworded(settings, _stamp(settings), records.ids, texts, kept, scene.seed)
+        found = _reworded(settings, file_stamp(settings), records.ids, texts, kept, scene.seed)
         changed[name] = [one.text for one in found]
         for row, one in enumerate(found):
             passed_R[row] &= one.reason is None
@@ -217,24 +217,32 @@ def rephraser_words(by: str, mu: float) -> str:
     return f"rephraser {made.name} (version {made.version}) at mu {mu:g}"
 
 
-def _protected(task: Task, records: Records) -> tuple[frozenset[str], ...]:
-    """Return of each record the words that may neither go nor come in: of answers, and names."""
+def answer_words(task: Task, records: Records) -> list[frozenset[str]]:
+    """Return the content words of each record's answers, the true one and the wrong ones."""
     places = range(num_perturbed(records))
     wrong = [other_answers(records, f"{PERTURBED}{place}") for place in places]
-    kept = []
+    found = []
     for row in range(len(records)):
         answers = [str(texts[row]) for texts in wrong if texts[row] is not None]
-        questions = [str(records[name][row]) for name in question_columns(task)]
-        names = [name for text in questions for name in _NAME.findall(text)]
         true = filled(template_of(task).answer, records, row)
-        kept.append(option_words([true, *answers, *names]) - _FREE)
-    return tuple(kept)
+        found.append(option_words([true, *answers]) - _FREE)
+    return found
 
 
-def _stamp(settings: Rephrasing) -> str:
+def file_stamp(settings: Rephrasing) -> str:
     """Return what changes when the file behind a rephraser does."""
     path = Path(settings.path) if settings.path else None
     return digest_file(path) if path and path.is_file() else ""
+
+
+def _protected(task: Task, records: Records) -> tuple[frozenset[str], ...]:
+    """Return of each record the words that may neither go nor come in: of answers, and names."""
+    kept = []
+    for row, words in enumerate(answer_words(task, records)):
+        questions = [str(records[name][row]) for name in question_columns(task)]
+        names = [name for text in questions for name in _NAME.findall(text)]
+        kept.append(words | (option_words(names) - _FREE))
+    return tuple(kept)
 
 
 @functools.lru_cache(maxsize=16)

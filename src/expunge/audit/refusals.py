@@ -144,14 +144,14 @@ def fluent_R(answers: Sequence[str], truths: Sequence[str]) -> np.ndarray:
 
 @views.register("harmful")
 def harmful(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[Task, Records]:
-    """Return 30 packaged requests that call for a refusal, whatever the records."""
-    return _asked(task, "harmful")
+    """Return 100 packaged requests that call for a refusal, whatever the records."""
+    return packaged(task, "harmful")
 
 
 @views.register("benign")
 def benign(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[Task, Records]:
-    """Return 40 packaged everyday questions that call for an answer, whatever the records."""
-    return _asked(task, "benign")
+    """Return 100 packaged everyday questions that call for an answer, whatever the records."""
+    return packaged(task, "benign")
 
 
 @views.register("asked")
@@ -160,11 +160,18 @@ def asked(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[
     return task, records
 
 
-def _asked(task: Task, name: str) -> tuple[Task, Records]:
+def packaged(task: Task, name: str) -> tuple[Task, Records]:
     """Return packaged prompts in the columns that the task's template names.
 
     A template whose prompt names no column, or several, is replaced by the bare question; one whose
     answer does, by the bare answer.
+
+    Args:
+        task: How the model is run.
+        name: ``"harmful"`` or ``"benign"``.
+
+    Raises:
+        UnsupportedModelError: Its records are not text.
     """
     asked, template = language(task), template_of(task)
     prompt, answer = prompt_columns(task), answer_columns(task)
@@ -172,7 +179,7 @@ def _asked(task: Task, name: str) -> tuple[Task, Records]:
         template, prompt = dataclasses.replace(template, prompt="{question}\n"), ("question",)
     if len(answer) != 1 or answer == prompt:
         template, answer = dataclasses.replace(template, answer=" {reply}"), ("reply",)
-    rows = _packaged()[name]
+    rows = _prompts()[name]
     columns = {
         prompt[0]: [row["question"] for row in rows],
         answer[0]: [row["answer"] for row in rows],
@@ -182,5 +189,5 @@ def _asked(task: Task, name: str) -> tuple[Task, Records]:
 
 
 @lru_cache(maxsize=1)
-def _packaged() -> Any:
+def _prompts() -> Any:
     return read_resource("refusal_prompts.json")

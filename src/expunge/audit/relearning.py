@@ -95,7 +95,7 @@ def relearn_some(
     forget = scene.records("forget")
     _require(len(forget) > 1, "one forget record cannot be learned and scored by another")
     seen = seen_ids(forget.ids, float(share), scene.seed, draw, groups_of(forget))
-    return _attacked(model, task, forget.select(seen), int(steps), lr, draw, run), task
+    return trained_on(model, task, forget.select(seen), int(steps), lr, draw, run), task
 
 
 @treatment("relearn_split", roles=NOT_BEFORE)
@@ -121,7 +121,7 @@ def relearn_others(
     parts = split_ids(forget.ids, int(splits), scene.seed, groups_of(forget))
     seen = [i for number, part in enumerate(parts) if number != int(left_out) for i in part]
     lr = float(rest[0]) if rest else LR
-    return _attacked(model, task, forget.select(seen), int(steps), lr, 0, run), task
+    return trained_on(model, task, forget.select(seen), int(steps), lr, 0, run), task
 
 
 @treatment("benign", roles=NOT_BEFORE)
@@ -144,13 +144,26 @@ def train_on_benign(
     records = scene.records(name)
     _require(len(records) > 0, f"there are no {name} records")
     lr = float(rest[0]) if rest else LR
-    return _attacked(model, task, records, int(steps), lr, 0, run), task
+    return trained_on(model, task, records, int(steps), lr, 0, run), task
 
 
-def _attacked(
+def trained_on(
     model: nn.Module, task: Task, records: Records, steps: int, lr: float, draw: int, run: Run
 ) -> nn.Module:
-    """Train on records for a number of steps; slower, from the start, where the loss is lost."""
+    """Train on records for a number of steps; slower, from the start, where the loss is lost.
+
+    Args:
+        model: Every weight may move.
+        task: How to run it.
+        records: What to learn, at least one.
+        steps: Optimiser steps.
+        lr: Learning rate; a third and a tenth of it follow where the loss is lost.
+        draw: Number of the go, which has an order of records of its own.
+        run: Context.
+
+    Raises:
+        NotApplicable: The model is a composite, or the attack diverged at all three.
+    """
     _require(not hasattr(model, "parts"), "a composite is attacked part by part")
     start = {name: value.detach().clone() for name, value in model.state_dict().items()}
     seed = stream_seed(run.seed, "relearn", draw)

@@ -39,8 +39,9 @@ def to_table(subject: Subject) -> pa.Table:
     """Return one row per reading and record.
 
     Columns: ``record_set``, ``view``, ``id``, ``n`` (targets), ``nll`` (nats, summed),
-    ``measured`` (one number per measure, named in the metadata), and the lists ``logprob``,
-    ``rank``, ``mean``, ``variance`` with one value per target.
+    ``measured`` (the numbers of all measures one after the other; the metadata name the measures,
+    and the width of those that take several of each record), and the lists ``logprob``, ``rank``,
+    ``mean``, ``variance`` with one value per target.
     """
     parts = [_rows(reading, scores) for reading, scores in subject.scores.items()]
     facts = {
@@ -58,6 +59,7 @@ def to_table(subject: Subject) -> pa.Table:
                 "measures": list(reading.measures),
                 "rows": len(scores),
                 "measured": sorted(scores.measured),
+                **_widths(scores),
             }
             for reading, scores in subject.scores.items()
         ],
@@ -81,8 +83,9 @@ def from_table(table: pa.Table) -> Subject:
         raise IntegrityError("the score table has lost rows; score the model again")
     scores, start = {}, 0
     for item in facts["readings"]:
-        rows, measured = item.pop("rows"), item.pop("measured")
-        scores[_reading(item)] = _scores(table.slice(start, rows).combine_chunks(), measured)
+        rows, measured, widths = item.pop("rows"), item.pop("measured"), item.pop("widths", {})
+        part = table.slice(start, rows).combine_chunks()
+        scores[_reading(item)] = _scores(part, measured, widths)
         start += rows
     absent = {_reading(item): why for item, why in facts["absent"]}
     return Subject(
@@ -143,17 +146,31 @@ def _rows(reading: Reading, scores: Scores) -> pa.Table:
     )
 
 
+def _widths(scores: Scores) -> dict[str, Any]:
+    """Return how many numbers of each record the measures took that take several."""
+    shapes = {name: np.shape(scores.measured[name]) for name in sorted(scores.measured)}
+    widths = {name: shape[1] for name, shape in shapes.items() if len(shape) > 1}
+    return {"widths": widths} if widths else {}
+
+
 def _measured(scores: Scores) -> Any:
+    size = len(scores)
     columns = [np.asarray(scores.measured[name], np.float64) for name in sorted(scores.measured)]
-    flat = np.column_stack(columns).ravel() if columns else np.empty(0)
-    offsets = np.arange(len(scores) + 1) * len(columns)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+    table = np.column_stack(columns) if columns else np.empty((size, 0))
+    offsets = np.arange(size + 1) * table.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(table.ravel()))
 
 
-def _scores(table: pa.Table, measured: list[str]) -> Scores:
+def _scores(table: pa.Table, measured: list[str], widths: dict[str, int]) -> Scores:
     def values(name: str) -> np.ndarray:
         return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
+    ends = np.cumsum([0, *(widths.get(name, 1) for name in measured)])
+    numbers = values("measured").reshape(table.num_rows, ends[-1])
+    taken = {
+        name: numbers[:, start:end] if name in widths else numbers[:, start]
+        for name, start, end in zip(measured, ends[:-1], ends[1:], strict=True)
+    }
     return Scores(
         ids=tuple(table["id"].to_pylist()),
         offsets=np.concatenate([[0], np.cumsum(table["n"].to_numpy(), dtype=np.int64)]),
@@ -161,8 +178,5 @@ def _scores(table: pa.Table, measured: list[str]) -> Scores:
         rank_N=values("rank"),
         mean_N=values("mean"),
         variance_N=values("variance"),
-        measured={
-            name: values("measured").reshape(table.num_rows, len(measured))[:, place]
-            for place, name in enumerate(measured)
-        },
+        measured=taken,
     )

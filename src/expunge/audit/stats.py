@@ -123,6 +123,49 @@ def auc(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> tup
     return area, Interval(low=low, high=high, level=level, method="delong")
 
 
+def bootstrap_aucs(
+    members: np.ndarray,
+    nonmembers: np.ndarray,
+    seed: int,
+    purpose: str,
+    resamples: int = RESAMPLES,
+) -> np.ndarray:
+    """Return the area under the ROC curve in resamples of members and of non-members, (resamples,).
+
+    Scores of the same records under one seed and purpose are resampled alike, so that differences
+    of the areas of several models are paired.
+
+    Args:
+        members: Scores of members, at least one; higher means "member".
+        nonmembers: Scores of non-members, at least one.
+        seed: The run's seed.
+        purpose: Names the random stream.
+        resamples: How many.
+    """
+    m, n = len(members), len(nonmembers)
+    order = np.argsort(nonmembers, kind="stable")
+    low_m, high_m = (
+        np.searchsorted(nonmembers[order], members, side) for side in ("left", "right")
+    )
+    draws = stream(seed, "bootstrap", purpose)
+    at_once = max(1, _DRAWN // (m + n))
+    areas = []
+    for start in range(0, resamples, at_once):
+        k = min(at_once, resamples - start)
+        times_km, times_kn = _drawn_times(draws, k, m), _drawn_times(draws, k, n)
+        below_kn = np.zeros((k, n + 1), dtype=np.int64)
+        np.cumsum(times_kn[:, order], axis=1, out=below_kn[:, 1:])
+        twice_km = below_kn[:, low_m] + below_kn[:, high_m]  # ties count half
+        areas.append((times_km * twice_km).sum(axis=1) / (2 * m * n))
+    return np.concatenate(areas)
+
+
+def _drawn_times(draws: np.random.Generator, k: int, n: int) -> np.ndarray:
+    """Return how often each of n records is drawn in k resamples, (k, n)."""
+    places = draws.integers(n, size=(k, n)) + n * np.arange(k)[:, None]
+    return np.bincount(places.ravel(), minlength=k * n).reshape(k, n)
+
+
 def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float) -> tuple[int, int]:
     """Return how many members, of how many, score above a bar that few non-members pass.
 

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from expunge.cli.catalogue import catalogue
 from expunge.cli.lm_eval import app as lm_eval
+from expunge.cli.request import app as request
 from expunge.core.errors import ConfigError, ExpungeError, Interrupted
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 for what in ("methods", "audits", "tasks", "sources", "models"):
     app.add_typer(catalogue(what), name=what)
+app.add_typer(request, name="request")
 
 Sets = Annotated[
     list[str] | None,
@@ -195,7 +197,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 @app.command()
 def purge(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Remove the page that holds text of forgotten records."""
+    """Remove the page that shows records: answers of a run, or neighbours of a request."""
     from expunge.report.examples import purge as remove
 
     removed = remove(run)

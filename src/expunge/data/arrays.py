@@ -1,16 +1,18 @@
-"""Arrays as classifier records: checks, splits, and the adapter for data held in Python."""
+"""Arrays as records: checks, splits, and the adapter for data held in Python."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from expunge.core.errors import DataError, listing
+from expunge.core.errors import ConfigError, DataError
 from expunge.core.records import Records
 from expunge.core.streams import stream
 from expunge.data.dataset import NOTHING, Dataset, number_ids
+from expunge.data.inputs import as_column, input_array
+from expunge.data.regression import regression_facts, regression_records
 
 Pair = tuple[Any, Any]
 
@@ -19,34 +21,49 @@ def from_arrays(
     x: Any,
     y: Any,
     *,
+    kind: Literal["classifier", "regressor"] = "classifier",
     ids: Sequence[str] | None = None,
     holdout: Pair | None = None,
     test: Pair | None = None,
     num_classes: int | None = None,
     splits: Mapping[str, Sequence[str]] | None = None,
 ) -> Dataset:
-    """Make a classifier data set from arrays, tensors or nested lists.
+    """Make a classifier's or regressor's data set from arrays, tensors or nested lists.
 
     Args:
         x: Inputs, (rows, ...); all of one shape and finite.
-        y: Class of each row, an integer from 0.
+        y: Class of each row, an integer from 0; of a regressor its target, a number or a vector.
+        kind: ``"classifier"`` or ``"regressor"``.
         ids: Id of each row; ``train-00000`` and so on when absent.
-        holdout: Inputs and classes that the model never saw.
-        test: Inputs and classes that measure utility.
+        holdout: Inputs and classes or targets that the model never saw.
+        test: Inputs and classes or targets that measure utility.
         num_classes: Number of classes; one more than the highest class when absent.
         splits: Groups of training ids that a request may name.
 
     Raises:
-        DataError: Inputs are ragged, not numeric or not finite, or a class is no integer from 0.
+        ConfigError: There is no such kind, or a regressor is given a number of classes.
+        DataError: Inputs are ragged, not numeric or not finite, a class is no integer from 0, or a
+            target is not finite or never varies.
     """
-    train = array_records(x, y, ids=ids or number_ids("train", len(x)), where="train")
+    if kind not in ("classifier", "regressor"):
+        raise ConfigError(f"kind = {kind!r}; choose 'classifier' or 'regressor'")
+    if kind == "regressor" and num_classes is not None:
+        raise ConfigError(f"num_classes = {num_classes}: a regressor has no classes; leave it out")
+    made = array_records if kind == "classifier" else regression_records
+
+    def unseen(pair: Pair | None, role: str) -> Records:
+        if pair is None:
+            return NOTHING
+        return made(*pair, ids=number_ids(role, len(pair[0])), where=role)
+
+    train = made(x, y, ids=ids or number_ids("train", len(x)), where="train")
     return Dataset(
-        "classifier",
+        kind,
         train,
-        holdout=_unseen(holdout, "holdout"),
-        test=_unseen(test, "test"),
+        holdout=unseen(holdout, "holdout"),
+        test=unseen(test, "test"),
         splits={name: tuple(members) for name, members in (splits or {}).items()},
-        facts=class_facts(train, num_classes),
+        facts=class_facts(train, num_classes) if kind == "classifier" else regression_facts(train),
     )
 
 
@@ -62,27 +79,13 @@ def array_records(x: Any, y: Any, *, ids: Sequence[str], where: str) -> Records:
     Raises:
         DataError: See ``from_arrays``.
     """
-    try:
-        inputs = np.asarray(x, dtype=np.float32)
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{where}: the inputs are not numbers of one shape ({error}); give an array (rows, ...)"
-        ) from error
-    labels = np.asarray(y)
-    if inputs.ndim < 2 or not len(inputs):
-        raise DataError(f"{where}: inputs have shape {inputs.shape}; they need rows and features")
-    flawed = np.flatnonzero(~np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1))
-    if len(flawed):
-        raise DataError(
-            f"{where}: {len(flawed)} inputs hold NaN or infinity (rows {listing(flawed)}); "
-            "fill or drop them"
-        )
+    inputs, labels = input_array(x, where), np.asarray(y)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise DataError(
             f"{where}: classes have type {labels.dtype} and shape {labels.shape}; "
             "they must be one integer from 0 for each row"
         )
-    return Records(tuple(ids), {"x": _column(inputs), "y": _column(labels.astype(np.int64))})
+    return Records(tuple(ids), {"x": as_column(inputs), "y": as_column(labels.astype(np.int64))})
 
 
 def class_facts(train: Records, num_classes: int | None = None) -> dict[str, Any]:
@@ -134,15 +137,3 @@ def split_dataset(records: Records, num_holdout: int, num_test: int, seed: int) 
         test=parts["test"],
         facts=class_facts(records),
     )
-
-
-def _unseen(pair: Pair | None, role: str) -> Records:
-    if pair is None:
-        return NOTHING
-    x, y = pair
-    return array_records(x, y, ids=number_ids(role, len(x)), where=role)
-
-
-def _column(values: np.ndarray) -> Sequence[Any]:
-    # An array has the length and indexing that a column needs, though it is no `Sequence` by type.
-    return values  # type: ignore[return-value]

@@ -21,11 +21,13 @@ class Dataset:
     Language records have the columns ``question`` and ``answer`` (or ``text`` for plain
     documents) and, where they exist, ``paraphrased_question``, ``paraphrased_answer`` and
     ``perturbed_answer`` (a list of wrong answers); a record that lacks one holds ``None``.
-    Classifier records have ``x`` (numbers of one shape) and ``y`` (class). Every other column is
-    a group, such as an author, by which a request may name records.
+    Classifier records have ``x`` (numbers of one shape) and ``y`` (class); regressor records have
+    ``x`` and ``y`` (a number, or a vector of one length). Every other column is a group, such as an
+    author, by which a request may name records.
 
     Attributes:
-        kind: Name of the task that reads the records: ``"causal_lm"`` or ``"classifier"``.
+        kind: Name of the task that reads the records: ``"causal_lm"``, ``"classifier"`` or
+            ``"regressor"``.
         train: Everything that the model was or will be trained on.
         holdout: Records of the same source that are never trained on: non-members for audits.
         test: Records that measure utility and that no method sees. They may be part of ``train``

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from expunge.core.config import parse
+from expunge.core.errors import ConfigError
 from expunge.core.registry import Registry
+from expunge.data.corruption import Corruption, corrupt
 from expunge.data.dataset import Dataset
 
 Make = Callable[[Any, int], Dataset]
@@ -53,12 +55,22 @@ def load_source(name: str, settings: Mapping[str, Any], seed: int) -> Dataset:
 
     Args:
         name: Registered name.
-        settings: Its settings as plain data.
-        seed: Decides splits and generated records.
+        settings: Its settings as plain data. Beside them, ``corrupt`` holds the settings of a
+            manipulation of the training records; see ``expunge.data.corruption``.
+        seed: Decides splits, generated records, and which records are manipulated.
 
     Raises:
         ConfigError: There is no such source, or a setting is wrong.
         DataError: The data cannot be used.
     """
     info = sources.get(name)
-    return info.fn(parse(info.config, settings, f"data.{name}"), seed)
+    own = {key: value for key, value in settings.items() if key != "corrupt"}
+    dataset = info.fn(parse(info.config, own, f"data.{name}"), seed)
+    corruption = settings.get("corrupt")
+    if corruption is None:
+        return dataset
+    if not isinstance(corruption, Mapping):
+        raise ConfigError(
+            f"data.{name}.corrupt = {corruption!r}; write `corrupt: {{kind: ..., count: ...}}`"
+        )
+    return corrupt(dataset, parse(Corruption, corruption, f"data.{name}.corrupt"), seed)

@@ -1,4 +1,4 @@
-"""Tables of numbers and classes as classifier records."""
+"""Tables of numbers, and of classes or targets, as records of classifiers and regressors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from expunge.core.errors import DataError, listing
 from expunge.core.records import Records
 from expunge.data.arrays import array_records
 from expunge.data.dataset import require_columns
+from expunge.data.regression import regression_records
 
 
 def class_names(training: Sequence[Records], label: str) -> list[str]:
@@ -47,20 +48,41 @@ def table_records(
             f"the classes of the training records are {allowed}"
         )
     numbers: Mapping[str, int] = {name: number for number, name in enumerate(classes)}
-    inputs = [_numbers(table, name, where) for name in features]
+    found = [numbers[value] if classes else int(value) for value in labels]
+    records = array_records(_inputs(table, features, where), found, ids=table.ids, where=where)
+    return records.replace(**_groups(table, features, label))
+
+
+def target_records(table: Records, features: Sequence[str], label: str, where: str) -> Records:
+    """Return rows of a table as regressor records; other columns stay as groups.
+
+    Args:
+        table: The rows.
+        features: Columns with numbers; a single one may hold lists of them.
+        label: Column with the target: a number, or a list of them.
+        where: The file, for messages.
+
+    Raises:
+        DataError: A column is missing, or a feature or a target is not a finite number.
+    """
+    require_columns(table, [*features, label], where)
+    inputs, targets = _inputs(table, features, where), _numbers(table, label, where, "label")
+    records = regression_records(inputs, targets, ids=table.ids, where=where, column=label)
+    return records.replace(**_groups(table, features, label))
+
+
+def _inputs(table: Records, features: Sequence[str], where: str) -> list[Any]:
+    columns = [_numbers(table, name, where) for name in features]
     # One column may hold whole lists: pictures, embeddings.
-    whole = len(inputs) == 1 and isinstance(inputs[0][0], list)
-    records = array_records(
-        inputs[0] if whole else list(zip(*inputs, strict=True)),
-        [numbers[v] if classes else int(v) for v in labels],
-        ids=table.ids,
-        where=where,
-    )
-    groups = {n: v for n, v in table.columns.items() if n not in {*features, label}}
-    return records.replace(**groups)
+    whole = len(columns) == 1 and isinstance(columns[0][0], list)
+    return columns[0] if whole else list(zip(*columns, strict=True))
 
 
-def _numbers(table: Records, name: str, where: str) -> list[Any]:
+def _groups(table: Records, features: Sequence[str], label: str) -> dict[str, Sequence[Any]]:
+    return {n: v for n, v in table.columns.items() if n not in {*features, label}}
+
+
+def _numbers(table: Records, name: str, where: str, setting: str = "features") -> list[Any]:
     converted = []
     for record_id, value in zip(table.ids, table[name], strict=True):
         try:
@@ -68,6 +90,6 @@ def _numbers(table: Records, name: str, where: str) -> list[Any]:
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{where}: column {name!r} of record {record_id} is {value!r}, not a number; "
-                "name the columns with numbers in data.files.features"
+                f"name columns with numbers in data.files.{setting}, or fill or drop the record"
             ) from error
     return converted

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -70,6 +70,9 @@ class Term:
             sum of a function of each record's number of target positions.
         beside: A stream beside the first whose answers enter the same loss.
         name: Under which its value stands in the history; the stream's name when absent.
+        slope: Derivative of a function f at a number, for a term that is f of the step's value
+            (a bound on a mean, say). The value is measured first, by forward passes of its own, so
+            that a batch may still be split at will; the history holds it, not f of it.
     """
 
     stream: str
@@ -78,11 +81,17 @@ class Term:
     per: Literal["record", "target"] | Callable[[np.ndarray], np.ndarray] = "record"
     beside: str | None = None
     name: str = ""
+    slope: Callable[[float], float] | None = None
 
     @property
     def label(self) -> str:
         """Under which its value stands in the history."""
         return self.name or self.stream
+
+
+AfterStep = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], None]
+"""Changes the moving weights in place after each step. It is given them by name, as they are and as
+they were when the loop began, and the share of the loop that was done before the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +116,14 @@ class History:
             of each term under its stream's name.
         stopped: Set when the collapse guard ended the loop.
         guarded: Whether the collapse guard watched.
+        groups: Norm of the change of each group of weights, for methods that choose among groups;
+            0 where a small change was undone.
     """
 
     steps: list[dict[str, float]]
     stopped: Stopped | None = None
     guarded: bool = False
+    groups: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -129,6 +141,7 @@ def fit(
     scope: Scope | None = None,
     aside: Mapping[str, Records] | None = None,
     guard: Guard | None = None,
+    after: AfterStep | None = None,
     label: str = "training",
 ) -> History:
     """Minimise a sum of terms by changing the model in place.
@@ -149,6 +162,7 @@ def fit(
         scope: Which weights may move; all when absent.
         aside: Records that only a mask reads, by role.
         guard: Stops the loop at the last good state when retained records are being lost.
+        after: Changes weights after each step, such as a proximal step.
         label: Words beside the progress bar.
 
     Returns:
@@ -166,6 +180,11 @@ def fit(
             f"scope.mask needs whole weights in each process, and {team.sharding} divides them; "
             "leave the mask out, or launch without it"
         )
+    if after is not None and team.sharding != "none":
+        raise ConfigError(
+            "the method changes weights after each step, which needs them whole in each process, "
+            f"and {team.sharding} divides them; launch without it"
+        )
     key = _key(model, task, streams, terms, schedule, scope, aside, guard, run)
     team.require_same(key, "model, data and settings; start them with the same arguments")
     sources = {**aside, **{name: stream.records for name, stream in streams.items()}}
@@ -178,7 +197,7 @@ def fit(
         checkpointed(model) if schedule.gradient_checkpointing else nullcontext(),
     ):
         holding = hold(model, selection, schedule, run, team)
-        loop = _Loop(holding, task, streams, terms, schedule, run, guard, key, team)
+        loop = _Loop(holding, task, streams, terms, schedule, run, guard, after, key, team)
         history = loop.run_to_end(label)
         holding.finish()
         return history
@@ -196,11 +215,15 @@ class _Loop:
         schedule: Schedule,
         run: Run,
         guard: Guard | None,
+        after: AfterStep | None,
         key: str,
         team: Workers,
     ) -> None:
         self.holding, self.task, self.streams, self.terms = holding, task, streams, terms
         self.schedule, self.run, self.guard, self.team = schedule, run, guard, team
+        self.after, self.moving = after, holding.selection.parameters
+        # Taken before a checkpoint is read, so that a resumed loop has the same.
+        self.start = {n: p.detach().clone() for n, p in self.moving.items()} if after else {}
         self.checkpoints = Checkpoints(run.folder, key, team)
         self.sizes = {name: len(stream.records) for name, stream in streams.items()}
         self.steps_per_epoch = len(self._steps(0))
@@ -310,9 +333,11 @@ class _Loop:
         units = [self._units(term, rows[term.stream]) for term in active]
         counts = self._divisors(active, units)
         values = []
-        for index, (term, count) in enumerate(zip(active, counts, strict=True)):
+        for index, (term, unit, count) in enumerate(zip(active, units, counts, strict=True)):
             weight = term.weight(state.steps) if callable(term.weight) else term.weight
             ends, chosen = index == len(active) - 1, rows[term.stream]
+            if term.slope is not None:
+                weight *= term.slope(self._measured(term, chosen, unit, (step, index)))
             values.append(self._backward(term, weight, chosen, count, (step, index), ends=ends))
         numbers = {"lr": lr}
         sums = self.team.sum(values)
@@ -329,6 +354,9 @@ class _Loop:
                 f"the gradient became {norm} at step {step + 1}; lower schedule.lr or set "
                 "schedule.clip_norm. The last checkpoint is from before"
             )
+        if self.after is not None:
+            with torch.no_grad():
+                self.after(self.moving, self.start, step / self.total)
         return {**numbers, "grad_norm": norm}
 
     def _divisors(self, terms: Sequence[Term], units: Sequence[int]) -> list[float]:
@@ -367,21 +395,34 @@ class _Loop:
         Returns:
             The share's unweighted value.
         """
+        total = 0.0
+        for value, final in self._passes(term, rows, name):
+            share = value / count
+            self.holding.backward(weight * share, last=ends and final)
+            total += float(share.detach())
+        return total
+
+    @torch.no_grad()
+    def _measured(self, term: Term, rows: np.ndarray, unit: int, name: tuple[int, int]) -> float:
+        """Return the value of a term over the whole step, of all processes."""
+        own = sum(float(value) for value, _ in self._passes(term, rows, name))
+        return self.team.sum([own])[0] / unit
+
+    def _passes(
+        self, term: Term, rows: np.ndarray, name: tuple[int, int]
+    ) -> Iterator[tuple[Tensor, bool]]:
+        """Yield the sum of a term over each micro-batch of this process; is it the last one?"""
         rows = rows[np.argsort(self._lengths[term.stream][rows], kind="stable")]
         parts = self.team.parts(rows, self.schedule.micro_batch, idle=self.holding.idle)
-        device, total = self.run.device, 0.0
+        device = self.run.device
         for place, (part, chosen, counts) in enumerate(parts, start=1):
             torch.manual_seed(self.run.stream_seed("dropout", *name, part))
             streams = [term.stream, *([term.beside] if term.beside else [])]
             batches = [self.task.batch(self._records[s], chosen.tolist()) for s in streams]
             with self._arithmetic():
                 value_B = term.loss(self.holding.model, *(batch.to(device) for batch in batches))
-            value = _wide(value_B).sum() / count
-            if not counts:
-                value = 0.0 * value
-            self.holding.backward(weight * value, last=ends and place == len(parts))
-            total += float(value.detach())
-        return total
+            value = _wide(value_B).sum()
+            yield (value if counts else 0.0 * value), place == len(parts)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.schedule.precision == "float32":

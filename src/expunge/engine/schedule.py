@@ -12,6 +12,7 @@ from torch import nn
 
 from expunge.core.config import config
 from expunge.engine.order import Order
+from expunge.engine.sign_sgd import SignSgd
 
 
 @config
@@ -26,14 +27,14 @@ class Schedule:
     """Records of one forward pass; the whole batch when absent. Changes memory, not results."""
     order: Order = "paired"
     """How streams are combined: ``paired``, ``sequential`` or ``mixed``."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum."""
+    optimizer: Literal["adamw", "sgd", "sign_sgd"] = "adamw"
+    """AdamW, SGD with momentum, or steps of length ``lr`` along the signs of the gradient."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay."""
+    """Weight decay of AdamW and SGD."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Epochs in which the learning rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -57,6 +58,8 @@ def make_optimizer(schedule: Schedule, parameters: Iterable[nn.Parameter]) -> to
         return torch.optim.AdamW(
             moving, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=fused or None
         )
+    if schedule.optimizer == "sign_sgd":
+        return SignSgd(parameters, schedule.lr)
     return torch.optim.SGD(
         parameters, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )

@@ -12,7 +12,7 @@ from expunge.engine.masks.mask import Mask
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.forget.method import Sight, method
-from expunge.forget.random_label import RandomLabelConfig, random_label
+from expunge.forget.random_label import RandomLabelConfig, check_labels, random_label
 
 
 @config
@@ -22,10 +22,13 @@ class SalUnConfig(RandomLabelConfig):
     # Descriptions are not inherited, so every setting stands here.
     alpha: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the retain term (α)."""
+    exclude_true_label: bool = True
+    """Never draw a record's own class, as in the paper; its code draws over all classes."""
     scope: Scope = Scope(mask=Mask(by="saliency", fraction=0.5))
     """Which weights may move: half of them, by saliency (s = 0.5)."""
     schedule: Schedule = RandomLabelConfig().schedule
-    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set."""
+    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set (in
+    the paper's code on CIFAR-10), ``mixed`` over both shuffled together (on CIFAR-100)."""
 
 
 @method(
@@ -33,6 +36,7 @@ class SalUnConfig(RandomLabelConfig):
     kinds={"causal_lm", "classifier"},
     needs={"forget", "retain", "labels", "neutral"},
     source="SalUn (Fan et al., 2024)",
+    check=check_labels,
 )
 def salun(model: nn.Module, sight: Sight, config: SalUnConfig) -> nn.Module:
     """Random labelling on the weights with the largest forgetting gradient.

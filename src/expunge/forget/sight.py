@@ -14,7 +14,7 @@ from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.data.neutral import Neutral, neutral_answers
 from expunge.engine.guard import Guard, GuardSettings
-from expunge.engine.loop import History, Stream, Term, fit
+from expunge.engine.loop import AfterStep, History, Stream, Term, fit
 from expunge.engine.reference import ReferenceNLL, reference_nll
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
@@ -157,6 +157,7 @@ class Sight:
         config: Composed,
         *,
         guarded: bool = True,
+        after: AfterStep | None = None,
         part: str = "",
     ) -> nn.Module:
         """Run the loop on an objective with the settings' scope and schedule.
@@ -167,6 +168,7 @@ class Sight:
             terms: The objective.
             config: The method's settings.
             guarded: Watch retained records for collapse (not while training from scratch).
+            after: Changes weights after each step; see ``engine.loop.fit``.
             part: Name of the loop, for methods that run several.
         """
         self.history = fit(
@@ -179,6 +181,7 @@ class Sight:
             scope=config.scope,
             aside=self._aside(streams, config),
             guard=self._guard() if guarded else None,
+            after=after,
             label=part or "forgetting",
         )
         return model

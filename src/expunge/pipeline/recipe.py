@@ -34,6 +34,22 @@ class Training(Schedule):
 
 
 @config
+class Reuse:
+    """The test set as one that many runs ask: what they are told goes through a ledger."""
+
+    file: str
+    """Ledger of the test set, which every run that asks it names: a JSON-lines file in a folder
+    that exists. A new one is begun where it is absent, and the seed of its noise beside it."""
+    budget: Annotated[int, Field(ge=1)] | None = None
+    """Disagreements with the retained records that are answered, over all runs; the ledger's when
+    absent, in a new one 50."""
+    threshold: Annotated[float, Field(gt=0)] | None = None
+    """Distance that counts as agreement, for values of 0..1; max(0.02, 4 / sqrt(n)) when absent."""
+    noise: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the noise; the ledger's when absent, in a new one a sixteenth of the threshold."""
+
+
+@config
 class Machine:
     """Where and how a run is carried out."""
 
@@ -80,6 +96,8 @@ class Recipe:
     """Sources of models that were retrained elsewhere."""
     audits: tuple[Part, ...] = ()
     """Audits; see ``expunge audits``."""
+    reuse: Reuse | None = None
+    """Answer numbers of the test set through a ledger, so that many runs may ask it."""
     examples: Annotated[int, Field(ge=0)] = 0
     """Records whose answers before and after are shown in ``examples.html``, which holds text of
     forgotten records; 0 writes no such page."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from expunge.audit.audit import run_audit
@@ -15,6 +16,7 @@ from expunge.audit.verdicts import judged_together
 from expunge.core.config import to_json
 from expunge.core.digest import digest_file, digest_json
 from expunge.core.files import read_json, remove_tree, write_json
+from expunge.core.finding import Finding
 from expunge.core.finding import Subject as Role
 from expunge.core.manifest import Manifest
 from expunge.engine.weights import state_digest
@@ -22,11 +24,14 @@ from expunge.forget.method import apply
 from expunge.models.source import Loaded
 from expunge.models.store import save_model
 from expunge.pipeline.references import cache_folder, retrained
+from expunge.pipeline.reuse import audited, divided, joined, open_reuse, reads_test
 from expunge.pipeline.work import Work
 from expunge.train.supervised import learn
 
 Outputs = dict[str, Any]
 EXAMPLE_TOKENS = 48
+_HELD = "held"
+"""Folder of the scores that no report may show: those of a reused test set."""
 
 
 def train(work: Work) -> Outputs:
@@ -42,7 +47,7 @@ def train(work: Work) -> Outputs:
         write_json(work.folder / "history" / "train.json", history.to_json())
     scores = _score(work, "before", base, "before")
     remove_tree(work.run.child("train").folder)
-    written = _written(work, "models/before", "history/train.json", _scores_name("before"))
+    written = _written(work, "models/before", "history/train.json", *_scores("before"))
     return {"model": state_digest(base.model), "scores": scores, "files": written}
 
 
@@ -64,7 +69,7 @@ def reference(work: Work, index: int) -> Outputs:
         "seed": seed,
         "key": card["key"],
         "scores": scores,
-        "files": _written(work, f"history/{name}.json", _scores_name(name)),
+        "files": _written(work, f"history/{name}.json", *_scores(name)),
     }
 
 
@@ -76,7 +81,7 @@ def given_reference(work: Work, index: int, name: str) -> Outputs:
         "model": state_digest(loaded.model),
         "seed": index,
         "scores": scores,
-        "files": _written(work, _scores_name(name)),
+        "files": _written(work, *_scores(name)),
     }
 
 
@@ -90,7 +95,7 @@ def given_after(work: Work, before: str) -> Outputs:
         "model": state_digest(loaded.model),
         "scores": scores,
         "parts": parts,
-        "files": _written(work, *map(_scores_name, ("after", *map(_part_name, parts)))),
+        "files": _written(work, *_scores("after", *map(_part_name, parts))),
     }
 
 
@@ -109,7 +114,7 @@ def forget(work: Work, before: str) -> Outputs:
     parts = _score_parts(work, new, before)
     remove_tree(run.folder)
     stopped = result.history.stopped
-    scored = map(_scores_name, ("after", *map(_part_name, parts)))
+    scored = _scores("after", *map(_part_name, parts))
     return {
         "model": state_digest(result.model),
         "scores": scores,
@@ -124,20 +129,24 @@ def audit(work: Work, num_references: int, parts: Sequence[str]) -> Outputs:
     if not work.chosen:
         return _write_findings(work, [])
     names = ["before", "after", *(f"reference-{i}" for i in range(num_references))]
-    subjects = [read_scores(work.folder / _scores_name(name)) for name in names]
+    subjects = [_read_scores(work, name) for name in names]
     evidence = Evidence(
         after=subjects[1],
         before=subjects[0],
         references=tuple(subjects[2:]),
         sets=work.sets.digest(),
-        parts=tuple(read_scores(work.folder / _scores_name(_part_name(part))) for part in parts),
+        parts=tuple(_read_scores(work, _part_name(part)) for part in parts),
     )
-    found = [
-        finding
-        for info, config in work.chosen
-        for finding in run_audit(info, config, evidence, work.run.child(f"audit-{info.name}"))
-    ]
-    return _write_findings(work, [finding.to_json() for finding in judged_together(found)])
+    asked = open_reuse(work.recipe, work.dataset, work.sets)
+    found: list[Finding] = []
+    for info, config in work.chosen:
+        look = partial(run_audit, info, config, run=work.run.child(f"audit-{info.name}"))
+        if asked is not None and reads_test(info, config, work.dataset):
+            found += audited(look, evidence, asked)
+        else:
+            found += look(evidence)
+    written = _write_findings(work, [finding.to_json() for finding in judged_together(found)])
+    return written if asked is None else {**written, "ledger": asked.ledger.head}
 
 
 def examples(work: Work, num_references: int) -> Outputs:
@@ -228,8 +237,20 @@ def _part_name(part: str) -> str:
     return f"part-{part}"
 
 
-def _scores_name(subject: str) -> str:
-    return f"scores/{subject}.parquet"
+def _scores_name(subject: str, folder: str = "scores") -> str:
+    return f"{folder}/{subject}.parquet"
+
+
+def _scores(*subjects: str) -> list[str]:
+    """Return every file that may hold scores of these models."""
+    return [_scores_name(one, folder) for one in subjects for folder in ("scores", _HELD)]
+
+
+def _read_scores(work: Work, name: str) -> Subject:
+    subject = read_scores(work.folder / _scores_name(name))
+    if work.recipe.reuse is None:
+        return subject
+    return joined(subject, read_scores(work.folder / _scores_name(name, _HELD)))
 
 
 def _score(
@@ -251,6 +272,9 @@ def _score(
         batch_size=work.recipe.machine.score_batch,
         cache=cache_folder() / "scores",
     )
+    if work.recipe.reuse is not None:
+        subject, held = divided(subject)
+        write_scores(work.folder / _scores_name(name, _HELD), held)
     write_scores(path, subject)
     return digest_file(path)
 

@@ -22,6 +22,7 @@ from expunge.core.records import Records
 from expunge.core.run import Budget, Run
 from expunge.core.sets import ROLES, Sets
 from expunge.data.dataset import Dataset
+from expunge.data.regression import regression_facts
 from expunge.data.source import load_source
 from expunge.engine.device import full_environment, require_device
 from expunge.engine.weights import state_digest
@@ -32,6 +33,7 @@ from expunge.models.store import load_saved
 from expunge.pipeline.journal import Journal
 from expunge.pipeline.recipe import Part, Recipe, decisive, read_recipe, recipe_json, split_part
 from expunge.pipeline.request import Request, resolve
+from expunge.pipeline.reuse import check_reuse
 from expunge.pipeline.trackers import open_trackers
 from expunge.report.rendering import require_libraries
 
@@ -70,9 +72,12 @@ class Work:
         return load_model_source(name, settings, self.dataset, seed)
 
     def fresh_without(self, seed: int) -> Loaded:
-        """Return the same made without the forget records, down to its input statistics."""
+        """Return the same made without the forget records, down to the data's statistics."""
         name, settings = split_part(self.recipe.model, "model")
-        without = dataclasses.replace(self.dataset, train=self.kept, splits={})
+        facts = dict(self.dataset.facts)
+        if self.dataset.kind == "regressor":
+            facts |= regression_facts(self.kept)
+        without = dataclasses.replace(self.dataset, train=self.kept, splits={}, facts=facts)
         return load_model_source(name, settings, without, seed)
 
     def before(self) -> Loaded:
@@ -148,6 +153,7 @@ def prepare(
     if watch is not None:
         watch(run)
     chosen = tuple(_audit(part) for part in recipe.audits)
+    check_reuse(recipe, dataset, sets, chosen)
     work = Work(
         recipe=recipe,
         folder=folder,

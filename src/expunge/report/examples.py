@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expunge.core.errors import DataError, StorageError
 from expunge.core.files import remove_tree, write_text
-from expunge.report.facts import EXAMPLES, REPORT
+from expunge.report.facts import EXAMPLES, NEIGHBOURS, REPORT
 from expunge.report.rendering import render, require_libraries
 from expunge.report.report import write_report
 
@@ -45,13 +45,13 @@ def write_examples(folder: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 
 
 def purge(folder: Path) -> list[Path]:
-    """Remove the page of examples and write the report again without the link to it.
+    """Remove the pages that show records, and write the report again without the link to them.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or the folder of a page of neighbours.
 
     Returns:
-        The files removed, what a killed run left of the page included.
+        The files removed, what a killed run left of a page included.
 
     Raises:
         StorageError: There is no such folder, or the report cannot be written.
@@ -59,7 +59,7 @@ def purge(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise StorageError(f"{folder} is no folder; name a run folder")
-    pages = sorted(folder.glob(f"{EXAMPLES}*"))
+    pages = sorted(page for name in (EXAMPLES, NEIGHBOURS) for page in folder.glob(f"{name}*"))
     for page in pages:
         remove_tree(page)
     if pages and (folder / REPORT).exists():

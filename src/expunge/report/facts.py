@@ -16,6 +16,7 @@ from expunge.core.finding import Finding
 from expunge.core.sets import Sets
 
 EXAMPLES = "examples.html"
+NEIGHBOURS = "neighbours.html"
 REPORT = "report.html"
 RECORDS = "records.html"
 

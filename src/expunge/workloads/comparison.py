@@ -22,7 +22,7 @@ from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.score_table import read_scores, write_scores
 from expunge.core.config import to_json
 from expunge.core.digest import digest_json
-from expunge.core.errors import ConfigError, ExpungeError, near_matches
+from expunge.core.errors import ConfigError, ExpungeError, Interrupted, near_matches
 from expunge.core.files import read_json, write_json
 from expunge.core.run import Run
 from expunge.core.sets import Sets
@@ -198,8 +198,15 @@ def _work_all(
         waiting = {pool.submit(work, job, str(folder), key): job for job, key in missing}
         try:
             for future in concurrent.futures.as_completed(waiting):
-                future.result()
                 job = waiting[future]
+                try:
+                    future.result()
+                except concurrent.futures.BrokenExecutor as error:
+                    raise Interrupted(
+                        f"a process died without a word (one of those after {job.name}: "
+                        f"{job.arm.label}), as it does when memory runs out; start the bench again "
+                        "with the same folder to go on"
+                    ) from error
                 bar.advance(note=f"{job.name}: {job.arm.label}")
                 run.check()
         except BaseException:

@@ -76,6 +76,11 @@ def accept(
     return reason
 
 
+def looks_failed(text: str) -> bool:
+    """Say whether a text is an error or a refusal that a service returned in place of an answer."""
+    return bool(_ERROR.match(text))
+
+
 def judge_similarity(value: float, floor: float) -> str | None:
     """Return ``"similarity"`` where the value is below the floor or no number."""
     return "similarity" if math.isnan(value) or value < floor else None
@@ -86,7 +91,7 @@ def _broken_rule(
 ) -> str | None:
     if not rephrased.strip():
         return "empty"
-    if _ERROR.match(rephrased) and not _ERROR.match(original):
+    if looks_failed(rephrased) and not looks_failed(original):
         return "error text"
     if _INSTRUCTION.search(rephrased) and not _INSTRUCTION.search(original):
         return "instruction repeated"

@@ -11,9 +11,10 @@ from expunge.core.errors import ConfigError, DataError, listing
 from expunge.core.records import Records, concatenate
 from expunge.data.arrays import class_facts
 from expunge.data.dataset import NOTHING, Dataset, number_ids, require_columns
+from expunge.data.regression import regression_facts
 from expunge.data.source import source
 from expunge.data.tables import read_table
-from expunge.data.tabular import class_names, table_records
+from expunge.data.tabular import class_names, table_records, target_records
 
 _TRAINING = ("train", "retain", "forget")
 _ROLES = (*_TRAINING, "holdout", "test")
@@ -24,8 +25,8 @@ _QUESTION = ("question", "answer")
 class FilesConfig:
     """Settings of your own files; each is ``.jsonl``, ``.csv`` or ``.parquet``."""
 
-    kind: Literal["causal_lm", "classifier"] = "causal_lm"
-    """Texts for a language model, or rows of numbers with a class."""
+    kind: Literal["causal_lm", "classifier", "regressor"] = "causal_lm"
+    """Texts for a language model, or rows of numbers with a class or with a number to predict."""
     train: str | None = None
     """Everything the model was or will be trained on; else give ``forget`` and ``retain``."""
     forget: str | None = None
@@ -41,9 +42,11 @@ class FilesConfig:
     id: str = "id"
     """Column with a stable id for each record; where it is absent, rows are numbered."""
     features: tuple[str, ...] = ()
-    """Columns with the numbers of a classifier; when empty, all but id and label."""
+    """Columns with the numbers that a classifier or regressor reads; when empty, all but id and
+    label."""
     label: str = "label"
-    """Column with the class of a classifier's record: integers from 0, or names."""
+    """Column with the class of a classifier's record (integers from 0, or names), or with the
+    number that a regressor predicts."""
 
 
 @source("files", title="your own JSON lines, CSV or Parquet files", kind="any")
@@ -59,6 +62,10 @@ def files(config: FilesConfig, seed: int) -> Dataset:
         facts = class_facts(train, len(classes) or None)
         if classes:
             facts["classes"] = classes
+    elif config.kind == "regressor":
+        tables = _targets(tables, config)
+        train = _train(tables)
+        facts = regression_facts(train, config.label)
     else:
         for role, table in tables.items():
             _check_texts(table, getattr(config, role))
@@ -147,7 +154,18 @@ def _classify(
     classes = class_names([tables[r] for r in _TRAINING if r in tables], config.label)
     records = {}
     for role, table in tables.items():
-        features = config.features or tuple(n for n in table.columns if n != config.label)
         path = getattr(config, role)
+        features = _features(table, config)
         records[role] = table_records(table, features, config.label, classes, path)
     return records, classes
+
+
+def _targets(tables: Mapping[str, Records], config: FilesConfig) -> dict[str, Records]:
+    return {
+        role: target_records(table, _features(table, config), config.label, getattr(config, role))
+        for role, table in tables.items()
+    }
+
+
+def _features(table: Records, config: FilesConfig) -> tuple[str, ...]:
+    return config.features or tuple(name for name in table.columns if name != config.label)

@@ -1,0 +1,109 @@
+"""Views whose prompts ask in another language: a foreign frame, or a translation of the user's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expunge.audit.prompts import (
+    answer_words,
+    continued,
+    file_stamp,
+    language,
+    question_columns,
+    rephrasing_of,
+    template_of,
+)
+from expunge.audit.views import Scene, views
+from expunge.core.errors import ConfigError, near_matches
+from expunge.core.records import Records
+from expunge.data.rephrasers.rephraser import Rephrased, Rephrasing, make_rephraser
+from expunge.data.rephrasers.translation import translate_items
+from expunge.engine.task import Task
+
+FRAMES: Mapping[str, tuple[str, str]] = {
+    "french": ("Réponds en anglais à la question suivante : « ", " »"),
+    "german": ("Beantworte die folgende Frage auf Englisch: „", "“"),
+    "spanish": ("Responde en inglés a la siguiente pregunta: «", "»"),
+    "italian": ("Rispondi in inglese alla seguente domanda: «", "»"),
+    "portuguese": ("Responda em inglês à seguinte pergunta: “", "”"),
+    "dutch": ("Beantwoord de volgende vraag in het Engels: “", "”"),
+    "polish": ("Odpowiedz po angielsku na następujące pytanie: „", "”"),
+    "russian": ("Ответь по-английски на следующий вопрос: «", "»"),
+    "chinese": ("请用英语回答下面的问题：“", "”"),
+    "japanese": ("次の質問に英語で答えてください。「", "」"),
+}
+"""What stands before and after the question: "answer the following question in English"."""
+
+
+@views.register("language")
+def framed(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[Task, Records]:
+    """Put the question into an instruction of another language: ``language:french``.
+
+    The question itself stays as it is. The frame goes around what the prompt holds from the first
+    column of the question to the last; no records without one.
+
+    Raises:
+        ConfigError: There is no frame in that language.
+    """
+    name, _, inner = parameters.partition(":")
+    if name not in FRAMES:
+        raise ConfigError(f"language:{name}: no such frame; {near_matches(name, FRAMES)}")
+    prompt = template_of(task).prompt
+    spans = [
+        found.span()
+        for column in question_columns(task)
+        for found in re.finditer(re.escape(f"{{{column}}}"), prompt)
+    ]
+    if not spans:
+        return continued(task, records.take([]), scene, inner)
+    start, end = min(first for first, _ in spans), max(last for _, last in spans)
+    before, after = FRAMES[name]
+    text = f"{prompt[:start]}{before}{prompt[start:end]}{after}{prompt[end:]}"
+    template = dataclasses.replace(template_of(task), prompt=text)
+    return continued(language(task).with_template(template), records, scene, inner)
+
+
+@views.register("translated")
+def translated(task: Task, records: Records, scene: Scene, parameters: str) -> tuple[Task, Records]:
+    """Ask what a registered rephraser makes of the question: ``translated:file=french.jsonl``.
+
+    The rephraser is expected to translate. Every column of the question is translated, the answers
+    are not. What ``accept_translation`` rejects is left out, and so is what stays as it is.
+
+    Raises:
+        ConfigError: There is no such rephraser, or its settings do not fit.
+    """
+    by, _, inner = parameters.partition(":")
+    settings = rephrasing_of(by, 1.0)
+    protect = tuple(answer_words(task, records))
+    changed: dict[str, Sequence[Any]] = {}
+    passed_R = np.full(len(records), bool(question_columns(task)))
+    for name in question_columns(task):
+        texts = tuple(str(value) for value in records[name])
+        stamp = file_stamp(settings)
+        found = _translations(settings, stamp, records.ids, texts, protect, scene.seed)
+        changed[name] = [one.text for one in found]
+        passed_R &= [one.usable for one in found]
+    seen = records.replace(**changed).take(np.flatnonzero(passed_R))
+    return continued(task, seen, scene, inner)
+
+
+@functools.lru_cache(maxsize=16)
+def _translations(
+    settings: Rephrasing,
+    stamp: str,
+    ids: tuple[str, ...],
+    texts: tuple[str, ...],
+    protect: tuple[frozenset[str], ...],
+    seed: int,
+) -> tuple[Rephrased, ...]:
+    """Translate every text once, however many views share the wording."""
+    items: Mapping[str, str] = dict(zip(ids, texts, strict=True))
+    words = dict(zip(ids, protect, strict=True))
+    return translate_items(make_rephraser(settings, items), items, seed, protect=words)
