@@ -7,6 +7,7 @@ pages are up to date.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -38,7 +39,7 @@ EXAMPLE = re.compile(
 BENCH = re.compile(
     r"(?P<marker><!-- bench: (?P<fixture>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
 )
-BENCH_NUMBERS = DOCS / "results" / "lm.json"
+BENCHES = ("lm", "vision")
 LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml"}
 RECIPES = f"""{NOTE}
 # Recipes
@@ -76,7 +77,8 @@ def pages() -> dict[Path, str]:
     """Return the text of every page that follows from the code, in part or as a whole."""
     made = {DOCS / "recipes.md": _recipes(), DOCS / "papers.md": _papers()}
     made[DOCS / "results" / "index.md"] = _results()
-    measured = read_json(BENCH_NUMBERS) if BENCH_NUMBERS.is_file() else None
+    paths = {name: DOCS / "results" / f"{name}.json" for name in BENCHES}
+    measured = {name: read_json(path) for name, path in paths.items() if path.is_file()}
     for folder, parts in (("methods", methods), ("audits", audits)):
         made[DOCS / folder / "index.md"] = _index(folder, parts)
         for info in parts:
@@ -84,10 +86,10 @@ def pages() -> dict[Path, str]:
     for page in (ROOT / "README.md", *DOCS.glob("*.md")):
         if page not in made:
             made[page] = EXAMPLE.sub(_example, page.read_text(encoding="utf-8"))
-    if measured is not None:
-        table = DOCS / "results" / "lm.md"
+    for name, numbers in measured.items():
+        table = DOCS / "results" / f"{name}.md"
         text = table.read_text(encoding="utf-8")
-        made[table] = BENCH.sub(lambda found: _bench(found, measured), text)
+        made[table] = BENCH.sub(functools.partial(_bench, measured=numbers), text)
     return made
 
 
@@ -116,22 +118,27 @@ def _index(folder: str, parts: Iterable[Any]) -> str:
 
 def _bench(found: re.Match[str], measured: Mapping[str, Any]) -> str:
     """Return the table of a fixture between its markers."""
-    table = markdown(bench_head(), bench_body(measured, found["fixture"]))
+    fixture = found["fixture"]
+    table = markdown(bench_head(measured, fixture), bench_body(measured, fixture))
     return f"{found['marker']}{table}{found['end']}"
 
 
-def _measured(name: str, measured: Mapping[str, Any] | None) -> str:
-    """Return a method's rows of the comparison, with the original's and the retrained models'."""
-    rows = [row for row in (measured or {}).get("rows", []) if row["method"] == name]
-    if measured is None or not rows:
-        return ""
-    text = "\n## Measured\n\n`expunge bench lm`, see [the whole table](../results/lm.md).\n"
-    for fixture, title in measured["fixtures"].items():
-        columns = measured["columns"][fixture]
-        own = [cells(row, columns) for row in rows if row["fixture"] == fixture]
-        head = bench_head(measured, fixture)
-        table = markdown(head, [*bench_body(measured, fixture)[:2], *own])
-        text += f"\n{title[0].upper()}{title[1:]}:\n\n{table}"
+def _measured(name: str, benches: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a method's rows of the comparisons, with the original's and the retrained models'."""
+    text = ""
+    for bench, measured in benches.items():
+        rows = [row for row in measured["rows"] if row["method"] == name]
+        if not rows:
+            continue
+        text += "\n" if text else "\n## Measured\n\n"
+        text += f"`expunge bench {bench}`, see [the whole table](../results/{bench}.md).\n"
+        for fixture, title in measured["fixtures"].items():
+            columns = measured["columns"][fixture]
+            own = [cells(row, columns) for row in rows if row["fixture"] == fixture]
+            if own:
+                head = bench_head(measured, fixture)
+                table = markdown(head, [*bench_body(measured, fixture)[:2], *own])
+                text += f"\n{title[0].upper()}{title[1:]}:\n\n{table}"
     return text
 
 
@@ -170,7 +177,7 @@ def _recipes() -> str:
     return "\n".join(text)
 
 
-def _page(info: Any, measured: Mapping[str, Any] | None) -> str:
+def _page(info: Any, measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page of a method or an audit."""
     prose, told = _split(info.doc)
     rows = [("Works on", ", ".join(sorted(info.kinds)))]

@@ -266,7 +266,9 @@ def test_what_cannot_be_relearned_is_told(band):
         treated(band, "relearn_time:error:30:10:0.5:1e30:64")
     with pytest.raises(NotApplicable, match="part by part"):
         treated(band, model=Composite())
-    with pytest.raises(UnsupportedModelError, match="'relearn_curve' is of a model after its treatment"):
+    with pytest.raises(
+        UnsupportedModelError, match="'relearn_curve' is of a model after its treatment"
+    ):
         curve(band, band.after)
 
 

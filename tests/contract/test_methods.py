@@ -62,7 +62,7 @@ CLAIMED_AT: dict[tuple[str, str], tuple[dict[str, float], str]] = {
     ),
     ("simnpo", "classifier"): ({"gamma": 1.0}, "0.125 belongs to answers of many tokens"),
     ("laf", "classifier"): (
-        {"tau": 1.0},
+        {"tau": 2.0},
         "random records are no class that could be pushed away as one, so that only a strong "
         "repulsion shows; the paper goes to 5 for them",
     ),

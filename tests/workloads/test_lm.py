@@ -10,7 +10,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.run import Run
 from expunge.forget.method import methods, parse_config
 from expunge.report.bench import body, cells, head, markdown
-from expunge.workloads import comparison, lm_fixtures
+from expunge.workloads import lm_fixtures
 from expunge.workloads.lm_arms import ARMS
 from expunge.workloads.lm_fixtures import FIXTURES
 from expunge.workloads.workload import run_workload, workloads
@@ -46,9 +46,8 @@ def test_every_language_model_method_has_a_row():
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
+def small(monkeypatch, tmp_path, in_process):
     """The country facts at a size of seconds: a tiny model that learns for one epoch."""
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     whole = FIXTURES["country_facts"]
     tiny = dataclasses.replace(
         whole,
@@ -58,30 +57,7 @@ def small(monkeypatch, tmp_path):
         max_records=4,
     )
     monkeypatch.setitem(lm_fixtures.FIXTURES, "country_facts", tiny)
-    # A job runs here in place of a process of its own, which would see the fixture as it was.
-    monkeypatch.setattr(comparison.concurrent.futures, "ProcessPoolExecutor", InProcess)
     return tmp_path / "bench"
-
-
-class InProcess:
-    """A pool of processes without processes."""
-
-    def __init__(self, *args, **kwargs):
-        self.given = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def shutdown(self, **_):
-        return None
-
-    def submit(self, function, *arguments):
-        future = comparison.concurrent.futures.Future()
-        future.set_result(function(*arguments))
-        return future
 
 
 SETTINGS = {"fixtures": ["country_facts"], "arms": ["npo, nll", "whp"], "seeds": 2}

@@ -31,7 +31,13 @@ class BadTeacherConfig:
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
-        epochs=1, batch_size=64, order="mixed", optimizer="adamw", lr=5e-4, weight_decay=0.0
+        epochs=1,
+        batch_size=64,
+        order="mixed",
+        optimizer="adamw",
+        lr=5e-4,
+        weight_decay=0.0,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop; ``mixed`` shuffles forget and retain records together."""
 

@@ -26,7 +26,12 @@ class BoundaryExpandConfig:
     scope: Scope = Scope()
     """Which weights may move; those of the added class count as the last layer's."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, optimizer="sgd", lr=2e-4, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        optimizer="sgd",
+        lr=2e-4,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop."""
 
@@ -56,7 +61,7 @@ def boundary_expand(model: nn.Module, sight: Sight, config: BoundaryExpandConfig
         boundary_shrink, which finds a target for each record.
     Cost: one forward and backward pass over forget records.
     Differs from the official code: the added row never enters the model's own output, so that there
-        is nothing to prune; batch-norm statistics stay frozen.
+        is nothing to prune.
     """
     place = split(model)
     head = model.get_submodule(place.head)

@@ -35,7 +35,12 @@ class BoundaryShrinkConfig:
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, optimizer="sgd", lr=3e-4, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        optimizer="sgd",
+        lr=3e-4,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop."""
 
@@ -77,7 +82,7 @@ def boundary_shrink(model: nn.Module, sight: Sight, config: BoundaryShrinkConfig
         teaches wrong classes, so that they stand out more than under retraining.
     Cost: one forward and backward pass over forget records for y', and one in each epoch.
     Differs from the official code: y' is found once, in eval mode, before the model changes (the
-        original stays frozen there too); batch-norm statistics stay frozen.
+        original stays frozen there too).
     """
     forget = sight.forget
     model.to(sight.run.device)

@@ -19,7 +19,12 @@ class FinetuneConfig:
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, optimizer="sgd", lr=0.01, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop."""
 
@@ -40,7 +45,7 @@ def finetune(model: nn.Module, sight: Sight, config: FinetuneConfig) -> nn.Modul
     Units: nats per target position.
     When to use: retained records are many and forgetting may be slight; a lower bound for others.
     Cost: one forward and backward pass over retain records.
-    Differs from the official code: batch-norm statistics stay frozen by default.
+    Differs from the official code: none known.
     """
     streams = {"retain": Stream(sight.retain)}
     return sight.fit(model, streams, [likelihood(sight.task, "retain")], config)

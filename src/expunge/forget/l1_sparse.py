@@ -29,7 +29,12 @@ class L1SparseConfig:
     scope: Scope = Scope()
     """Which weights may move, and are penalised."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, optimizer="sgd", lr=0.03, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        optimizer="sgd",
+        lr=0.03,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop."""
 
@@ -51,7 +56,7 @@ def l1_sparse(model: nn.Module, sight: Sight, config: L1SparseConfig) -> nn.Modu
     Units: nats per target position, and the penalty's own; a regressor's own loss.
     When to use: retained records are many and weights may become small; forgets more than finetune.
     Cost: as finetune, and a sum over all weights in each step.
-    Differs from the official code: batch-norm statistics stay frozen by default.
+    Differs from the official code: none known.
     """
     records = sight.retain
     steps_per_epoch = math.ceil(len(records) / config.schedule.batch_size)

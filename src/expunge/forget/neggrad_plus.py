@@ -24,7 +24,12 @@ class NegGradPlusConfig:
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, optimizer="sgd", lr=0.02, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        optimizer="sgd",
+        lr=0.02,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop; an epoch passes over the retain set."""
 
@@ -47,8 +52,7 @@ def neggrad_plus(model: nn.Module, sight: Sight, config: NegGradPlusConfig) -> n
     When to use: a baseline that is harder to collapse than grad_diff, since it follows the retain
         set; β near 1 is gentle.
     Cost: one forward and backward pass over retain records, and as many forget records.
-    Differs from the official code: forget records are drawn with replacement, not cycled through;
-        batch-norm statistics stay frozen by default.
+    Differs from the official code: forget records are drawn with replacement, not cycled through.
     """
     streams = {"retain": Stream(sight.retain), "forget": Stream(sight.forget)}
     terms = [

@@ -32,7 +32,13 @@ class RandomLabelConfig:
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, order="sequential", optimizer="sgd", lr=0.013, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        order="sequential",
+        optimizer="sgd",
+        lr=0.013,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set (in
     the paper's code on CIFAR-10), ``mixed`` over both shuffled together (on CIFAR-100)."""

@@ -22,7 +22,7 @@ from expunge.forget.method import Sight, method
 class ScrubConfig:
     """Settings of SCRUB."""
 
-    forget_epochs: Annotated[int, Field(ge=1)] = 3
+    forget_epochs: Annotated[int, Field(ge=1)] = 2
     """Epochs that begin with a pass over the forget set (M); the rest read retain records only."""
     gamma: Annotated[float, Field(ge=0)] = 0.99
     """Weight of the retain set's cross entropy (γ)."""
@@ -33,7 +33,13 @@ class ScrubConfig:
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
-        epochs=10, batch_size=64, order="sequential", optimizer="sgd", lr=0.02, weight_decay=5e-4
+        epochs=10,
+        batch_size=64,
+        order="sequential",
+        optimizer="sgd",
+        lr=0.025,
+        weight_decay=5e-4,
+        freeze_norm_statistics=False,
     )
     """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set."""
 
@@ -60,7 +66,7 @@ def scrub(model: nn.Module, sight: Sight, config: ScrubConfig) -> nn.Module:
     Cost: a forward and backward pass over retain records in each epoch and over forget records in
         M of them, with a forward pass of the original beside each.
     Differs from the official code: one batch size and learning rate serve both passes; momentum
-        starts anew when the forget passes end; batch-norm statistics stay frozen.
+        starts anew when the forget passes end.
     """
     teacher_model, task, square = sight.reference_model, sight.task, config.temperature**2
 

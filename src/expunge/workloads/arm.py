@@ -18,6 +18,8 @@ class Arm:
         on: What differs on one fixture only, by its name.
         own_scope: The method decides which weights move.
         only: The fixtures it is run on; all when empty.
+        grid: Settings to choose among on records that no number of the table rests on; see
+            ``Fixture.merit``.
     """
 
     label: str
@@ -26,6 +28,7 @@ class Arm:
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     own_scope: bool = False
     only: tuple[str, ...] = ()
+    grid: tuple[Mapping[str, Any], ...] = ()
 
     def settings_on(
         self, fixture: str, schedule: Mapping[str, Any], scope: Mapping[str, Any]

@@ -28,7 +28,8 @@ from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 from expunge.engine.weights import state_digest
-from expunge.forget.method import apply, methods
+from expunge.forget.method import Given, apply, methods
+from expunge.models.source import Loaded
 from expunge.report.bench import BenchRow, write_bench
 from expunge.workloads.arm import Arm
 from expunge.workloads.fixture import Fixture
@@ -142,7 +143,8 @@ def work(job: Job, folder: str, key: str) -> None:
     before_mebibytes = _peak_mebibytes()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        result = apply(job.arm.method, loaded.model, given, run, job.settings(), in_place=True)
+        settings, tried = _chosen(job, loaded, given, dataset, sets)
+        result = apply(job.arm.method, loaded.model, given, run, settings, in_place=True)
     except ExpungeError as error:
         write_json(job.path(root), {"key": key, "refused": str(error)})
         return
@@ -153,11 +155,35 @@ def work(job: Job, folder: str, key: str) -> None:
         "key": key,
         "numbers": _numbers(fixture, job.world(root), job.references, after, sets)["after"],
         "steps": len(result.history.steps),
+        "settings": settings,
+        "tried": tried,
         "mebibytes": peak,
         "mebibytes_over_model": peak - before_mebibytes,
         **spent,
     }
     write_json(job.path(root), told)
+
+
+def _chosen(
+    job: Job, loaded: Loaded, given: Given, dataset: Dataset, sets: Sets
+) -> tuple[dict[str, Any], list[float | None]]:
+    """Return the settings of an arm, and the merit of each that was tried; ``None`` if refused."""
+    settings = job.settings()
+    if not job.arm.grid:
+        return settings, []
+    tried: list[float | None] = []
+    for own in job.arm.grid:
+        run = Run(job.seed, quiet=True)
+        try:
+            model = apply(job.arm.method, loaded.model, given, run, {**settings, **own}).model
+        except ExpungeError:
+            tried.append(None)
+            continue
+        tried.append(job.fixture.merit(model, loaded.task, dataset, sets, run))
+    known = [merit for merit in tried if merit is not None]
+    if not known:
+        raise ConfigError(f"{job.arm.label}: all {len(tried)} settings of the grid were refused")
+    return {**settings, **job.arm.grid[tried.index(max(known))]}, tried
 
 
 def known_names(wanted: Iterable[str], known: Iterable[str], setting: str) -> tuple[str, ...]:
@@ -329,7 +355,8 @@ def _key(job: Job, folder: Path) -> str:
     world = job.world(folder)
     models = [read_scores(world / f"{n}.parquet").model for n in _subject_names(job.references)]
     sets, method = _sets(world).digest(), job.arm.method
-    return digest_json([models, sets, _audited(job.fixture), method, job.settings(), job.seed])
+    decisive = [models, sets, _audited(job.fixture), method, job.settings(), job.seed]
+    return digest_json([*decisive, *map(dict, job.arm.grid)])
 
 
 def _done(job: Job, folder: Path, key: str) -> bool:

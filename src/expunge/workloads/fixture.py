@@ -10,12 +10,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from expunge.audit.scores import score
 from expunge.core.config import parse
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 from expunge.data.source import load_source
+from expunge.engine.task import Task
 from expunge.forget.method import Given
 from expunge.models.source import Loaded, load_model_source
 from expunge.pipeline.recipe import Training
@@ -110,9 +114,17 @@ class Fixture:
         seed += _SEEDS_OF_A_DRAW * self.draw
         loaded = load_model_source(*self.model, dataset, seed)
         training = parse(Training, self.training, "training")
-        context = run.child(f"training-{seed}-{len(records)}", seed=seed)
+        context = run.child(f"training-{seed}-{records.digest()[:12]}", seed=seed)
         model, _ = retrained(loaded.model, loaded.task, records, training, context)
         return dataclasses.replace(loaded, model=model.eval())
+
+    def merit(self, model: nn.Module, task: Task, dataset: Dataset, sets: Sets, run: Run) -> float:
+        """Return by how much a model commends itself on held-out records: its accuracy, in percent.
+
+        Settings of an arm are chosen by it, never by a number of the table.
+        """
+        del sets
+        return 100 * float(score(model, task, dataset.holdout, run).greedy_N.mean())
 
     def given(self, dataset: Dataset, sets: Sets, loaded: Loaded) -> Given:
         """Return what is offered to a method; without the guard, so that all steps count."""

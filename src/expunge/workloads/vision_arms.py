@@ -51,8 +51,9 @@ ARMS: tuple[Arm, ...] = (
     Arm("salun_soft", "salun_soft", only=_CLASSES),
     Arm("ssd", "ssd", only=_CLASSES),
     Arm("laf", "laf", only=_CLASSES),
-    Arm("gs_lora", "gs_lora", only=_CLASSES),
-    Arm("gs_lora_pp", "gs_lora_pp", only=_CLASSES),
+    # Adapters need linear layers in the blocks, which a residual network lacks.
+    Arm("gs_lora", "gs_lora", only=("vit_random_10", "vit_class", "table_random_10")),
+    Arm("gs_lora_pp", "gs_lora_pp", only=("vit_random_10", "vit_class", "table_random_10")),
     Arm("concept", "concept", only=("resnet_class", "vit_class")),
     # Trained as far as the card's blind network: 4 epochs at 2e-3.
     Arm(
