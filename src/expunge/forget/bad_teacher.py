@@ -27,7 +27,8 @@ class BadTeacherConfig:
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of both distributions (τ)."""
     retain_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the retain set that is learned from the original model, drawn once."""
+    """Share of the retain set that is learned from the original model, drawn once. The paper takes
+    0.3, which costs 3 points of test accuracy more on 2,000 small pictures of Fashion-MNIST."""
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(
@@ -39,7 +40,9 @@ class BadTeacherConfig:
         weight_decay=0.0,
         freeze_norm_statistics=False,
     )
-    """Settings of the loop; ``mixed`` shuffles forget and retain records together."""
+    """Settings of the loop; ``mixed`` shuffles forget and retain records together. The paper's
+    learning rate of 1e-4 forgets nothing in the few steps that 2,000 pictures give: average gap to
+    retraining 9.0 points, 6.7 at 5e-4, and 8.6 without unlearning."""
 
 
 @method(

@@ -8,6 +8,7 @@ the head of a model is in no group.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -107,7 +108,7 @@ class Change:
     def norms(self, model: nn.Module) -> dict[str, float]:
         """Return the Frobenius norm of the change of each group: that of all its s·B·A."""
         return {
-            block: float(group_norm(self._difference(model, layer) for layer in layers))
+            block: math.sqrt(sum(float((self._difference(model, x) ** 2).sum()) for x in layers))
             for block, layers in self._groups.items()
         }
 

@@ -1,0 +1,56 @@
+"""SSD on one class of small pictures: it goes without training, at a price that depends on alpha."""
+
+from pathlib import Path
+
+import pytest
+
+from expunge.data.sources.fashion_mnist import FashionMnistConfig
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path(FashionMnistConfig().folder).is_dir(),
+        reason="Fashion-MNIST is not installed (Debian package dataset-fashion-mnist)",
+    ),
+]
+
+WHOLE = "alpha 10, lambda 1, all records"
+SAMPLED = "the same, 20,000 records"
+
+
+@pytest.fixture(scope="session")
+def found(study):
+    """One seed; every setting is reported and none is chosen."""
+    return study("ssd_class", "--seeds", "1")["means"]
+
+
+@pytest.mark.parametrize("arm", [WHOLE, SAMPLED])
+def test_the_papers_setting_forgets_the_class(found, arm):
+    assert found["original"]["test_f"] - found[arm]["test_f"] >= 70
+    assert found["original"]["test_r"] - found[arm]["test_r"] <= 4
+
+
+def test_a_sample_stands_for_all_records(found):
+    assert found[SAMPLED]["agreement"] > 0.6
+    assert abs(found[SAMPLED]["test_r"] - found[WHOLE]["test_r"]) <= 2
+
+
+def test_a_small_alpha_wrecks_other_classes_and_is_refused(found):
+    """The mean hides it: one class loses nearly everything."""
+    assert found["alpha 5"]["worst_class"] < -40
+    assert found["alpha 5"]["refused"] == 1
+    assert found[WHOLE]["refused"] == 0
+
+
+def test_a_higher_alpha_dampens_and_forgets_less(found):
+    for low, high in ((WHOLE, "alpha 20"), ("alpha 20", "alpha 50")):
+        assert found[high]["dampened"] < found[low]["dampened"]
+        assert found[high]["test_f"] > found[low]["test_f"]
+        assert found[high]["test_r"] > found[low]["test_r"]
+
+
+def test_alpha_is_on_another_scale_for_each_estimator(found):
+    """Single records' squares and absolute gradients need a smaller one."""
+    assert found["one record at a time, alpha 5"]["test_f"] > found["alpha 5"]["test_f"] + 20
+    assert found["label-free, alpha 10"]["test_f"] > found["original"]["test_f"] - 5
+    assert found["label-free, alpha 3"]["test_f"] <= 10
