@@ -246,7 +246,9 @@ def test_a_slope_is_taken_at_the_mean_of_the_whole_step(digits_world):
     square = dataclasses.replace(
         likelihood(world.task, "forget"), slope=lambda value: seen.append(value) or 2 * value
     )
-    model, history = train(world, terms=[square], batch_size=64, micro_batch=7, lr=0.1)
+    model, history = train(
+        world, terms=[square], batch_size=64, micro_batch=7, lr=0.1, weight_decay=0.0
+    )
     assert history.steps[0]["forget"] == pytest.approx(seen[0], rel=1e-12)
     expected = copy.deepcopy(world.model).double()
     batch = world.task.batch(world.forget, range(len(world.forget)))

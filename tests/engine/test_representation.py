@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.core.errors import UnsupportedModelError
+from expunge.core.errors import Interrupted, NumericalError, UnsupportedModelError
 from expunge.core.records import Records
-from expunge.engine.representation import represent, split
+from expunge.core.run import Run
+from expunge.engine.representation import represent, representations_ND, split
 from expunge.engine.tasks.classifier import Classifier
 
 TASK = Classifier(3)
@@ -162,3 +163,34 @@ def test_no_hook_is_left_behind_on_an_error(batch):
     with pytest.raises(MemoryError):
         represent(model, Failing(3), batch, "2")
     assert hooks(model) == 0
+
+
+def many(count=7):
+    draw = np.random.default_rng(0)
+    return Records(
+        tuple(f"r{i}" for i in range(count)), {"x": draw.normal(size=(count, 4)).astype(np.float32)}
+    )
+
+
+def test_those_of_many_records_are_in_order_in_eval_mode_and_without_labels():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)).train()
+    records = many()
+    found = representations_ND(model, TASK, records, "2", Run(), batch_size=3)
+    expected = model[0](torch.tensor(records["x"]))
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+    assert all(module.training for module in model.modules())
+
+
+def test_records_whose_representation_is_not_finite_are_named():
+    records = many()
+    records["x"][4] = np.inf
+    with pytest.raises(NumericalError, match="representations of r4 hold NaN or infinity"):
+        representations_ND(perceptron(), TASK, records, "2", Run(), batch_size=3)
+
+
+def test_a_pass_over_many_records_can_be_cancelled():
+    run = Run()
+    run.cancel()
+    with pytest.raises(Interrupted, match="cancelled"):
+        representations_ND(perceptron(), TASK, many(), "2", run)

@@ -13,8 +13,10 @@ from expunge.core.errors import Interrupted, NumericalError
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.streams import stream
+from expunge.data.dataset import Dataset
 from expunge.forget.influence import damped_solve
 from expunge.forget.method import Given, apply
+from expunge.models.source import load_model_source
 
 
 def fisher(gradients):
@@ -137,6 +139,22 @@ def test_deep_models_and_scopes_equal_a_dense_solution(digits_world):
     )
     np.testing.assert_allclose(got.numpy(), wanted, atol=1e-8)
     assert torch.equal(result[2].weight, model[2].weight)
+
+
+def test_attention_has_the_second_derivatives_that_the_fisher_product_takes():
+    """A vision transformer moves, and little at a tiny α."""
+    draw = np.random.default_rng(0)
+    x, y = draw.random((12, 1, 8, 8)).astype(np.float32), draw.integers(3, size=12)
+    records = Records(tuple(f"r{i}" for i in range(12)), {"x": x, "y": y})
+    none = records.take([])
+    facts = {"input_shape": [1, 8, 8], "num_classes": 3}
+    dataset = Dataset("classifier", records, none, none, facts=facts)
+    loaded = load_model_source("vit", {"dim": 8, "depth": 1, "heads": 2, "mlp": 8}, dataset, 0)
+    given = Given(loaded.task, records.take(range(4)), records.take(range(4, 12)))
+    result = apply("influence", loaded.model, given, Run(), {"alpha": 1e-3}).model
+    pairs = zip(result.parameters(), loaded.model.parameters(), strict=True)
+    largest = max(float((a - b).detach().abs().max()) for a, b in pairs)
+    assert 0 < largest < 0.1
 
 
 def test_inputs_that_are_no_numbers_are_refused(linear):

@@ -7,6 +7,7 @@ from expunge.core.run import Run
 from expunge.engine.weights import state_digest
 from expunge.forget.method import Given, apply
 from expunge.forget.salun import SalUnConfig
+from expunge.forget.salun_soft import SalUnSoftConfig
 
 
 def test_two_masked_steps_equal_numpy(linear):
@@ -50,3 +51,8 @@ def test_the_recommended_share_is_half():
     mask = SalUnConfig().scope.mask
     assert mask is not None
     assert (mask.by, mask.fraction) == ("saliency", 0.5)
+
+
+def test_statistics_of_batch_norm_which_no_mask_holds_stay_frozen():
+    assert SalUnConfig().schedule.freeze_norm_statistics
+    assert SalUnSoftConfig().schedule.freeze_norm_statistics

@@ -134,6 +134,12 @@ def test_masked_out_weights_keep_their_bits_under_weight_decay(questions_world, 
     assert 0.09 * total < moved <= 0.1 * total
 
 
+# Their last layers are drawn anew, or are another model's: a mask has nothing to hold in place.
+MASKLESS = {"euk"}
+# These train a part of the weights by default, so that a mask's share of it is smaller.
+PARTLY = {"rmu": 0.02, "cfk": 0.02, "concept": 0.02}
+
+
 def masked_methods():
     """Every method for language models that has a scope and changes the weights."""
     return [
@@ -142,6 +148,7 @@ def masked_methods():
         if "causal_lm" in info.kinds
         and hasattr(info.config(), "scope")
         and info.evidence == "weights-suppressed"
+        and info.name not in MASKLESS
     ]
 
 
@@ -159,7 +166,7 @@ def test_the_mask_serves_every_objective(questions_world, name):
     before, after = start.state_dict(), model.state_dict()
     total = sum(value.numel() for value in before.values())
     moved = sum(int((before[key] != after[key]).sum()) for key in before)
-    assert (0.02 if name == "rmu" else 0.15) * total < moved <= 0.2 * total
+    assert PARTLY.get(name, 0.15) * total < moved <= 0.2 * total
     with pytest.raises(ConfigError, match="it needs retain records and there are none"):
         apply(name, world.model, dataclasses.replace(given, retain=None), Run(), settings)
 

@@ -168,7 +168,6 @@ def test_classes_go_by_number_or_name(request_, expected):
         (Request(classes=(0, "cow")), r"forgetting class 0, cow leaves a single class \(1\)"),
         (Request(where={"y": (0, 1)}), r"forgetting 6 records leaves a single class \(2\)"),
         (Request(classes=(0, 1, 2)), "names all 8 training records, so that nothing is left"),
-        (Request(ids=IDS), "names all 8 training records"),
         (Request(classes=(3,)), r"request\.classes: there is no class 3; .* 0 to 2, called cat"),
         (Request(classes=("hen",)), "there is no class 'hen'"),
     ],

@@ -1,4 +1,4 @@
-"""SSD on one class of small pictures: it goes without training, at a price that depends on alpha."""
+"""SSD on one class of small pictures: it goes without training, at a price that alpha decides."""
 
 from pathlib import Path
 

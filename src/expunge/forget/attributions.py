@@ -49,7 +49,7 @@ def integrated_gradients(
         function: From points (S, ...) to numbers (S,).
         point: One point, (1, ...).
         baseline: Where its contributions are 0, of the same shape.
-        steps: S.
+        steps: S, at least 2.
 
     Returns:
         Attributions in the shape of the point, and by how much their sum is off the rise.

@@ -28,7 +28,7 @@ class BadTeacherConfig:
     """Temperature of both distributions (τ)."""
     retain_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the retain set that is learned from the original model, drawn once. The paper takes
-    0.3, which costs 3 points of test accuracy more on 2,000 small pictures of Fashion-MNIST."""
+    0.3: average gap to retraining 8.1 points on 2,000 small pictures of Fashion-MNIST, 6.7 at 1."""
     scope: Scope = Scope()
     """Which weights may move."""
     schedule: Schedule = Schedule(

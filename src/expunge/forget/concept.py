@@ -100,8 +100,10 @@ def concept(model: nn.Module, sight: Sight, config: ConceptConfig) -> nn.Module:
     Units: nats per target position.
     When to use: a whole class of pictures must not be predicted any more, or answers about an
         entity must stay fluent. For classifiers the new label does the work: run patch.mode
-        ``none`` beside it. Only the last layer moves, so that the class is in the representation
-        still: audit with relearn and probe.
+        ``none`` beside it, and finetune with the same scope, which may forget as much. Only the
+        last layer moves, so that the class is in the representation still: audit with relearn and
+        probe. A word of an answer is found by what later words owe to it; one that ends an answer
+        is not.
     Cost: training on forget and retain records (last layer or adapters); before that, for
         pictures one forward pass for each window (about 120) of each forgotten record and its
         donor; for text an answer and 32 gradients of each, in single precision.

@@ -42,10 +42,12 @@ class WordSettings:
     same, and names are masked too. When absent each record stands for itself."""
     mask: Annotated[str, Field(min_length=1)] = "***"
     """What stands in place of a masked word."""
-    steps: Annotated[int, Field(ge=1)] = 32
+    steps: Annotated[int, Field(ge=2)] = 32
     """Points between baseline and answer at which gradients are taken (S)."""
     baseline: Baseline = "pad"
-    """What an answer's embeddings are compared with: ``zero``, or those of the padding token."""
+    """What an answer's embeddings are compared with: ``zero``, or that of the padding token. Where
+    a model normalises its embeddings, gradients near zero are steep and attributions do not add up
+    (a small Llama: 12 to 17 nats off, against 1 to 2 with ``pad``)."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Longest answer of the model's own, in tokens."""
 

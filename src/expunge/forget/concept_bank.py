@@ -203,7 +203,9 @@ def concept_vector(
         penalty = _best_penalty(positives_PD, negatives_QD)
     fitted = _machine(penalty).fit(x, y)
     vector_D, intercept = fitted.coef_[0], float(fitted.intercept_[0])
-    if not np.linalg.norm(vector_D):
+    # Where all records are alike, what is left is rounding of the sum over support vectors.
+    rounding = 1e-12 * np.abs(fitted.dual_coef_).sum() * np.linalg.norm(x, axis=1).max()
+    if np.linalg.norm(vector_D) <= rounding:
         raise DataError(
             f"concept {name!r} has a vector of length 0: the model represents records with and "
             "without it alike; drop it, or choose other classes that show it"

@@ -169,6 +169,8 @@ def gradient_peaks(
 ) -> list[Centre]:
     """Return for each picture the window that Grad-CAM of the last convolution marks most.
 
+    Only what speaks for the class counts, where anything does.
+
     Args:
         model: The model, on the device of the pictures and in eval mode.
         task: How to run it.
@@ -191,7 +193,9 @@ def gradient_peaks(
     for start in range(0, len(x), AT_ONCE):
         part = x[start : start + AT_ONCE].to(weight.dtype).requires_grad_()
         targets = torch.as_tensor(classes[start : start + AT_ONCE], device=part.device)
-        marks = method.attribute(part, target=targets, relu_attributions=True).detach()
+        marks = method.attribute(part, target=targets).detach()
+        speaking = marks.clamp(min=0)
+        marks = torch.where(speaking.flatten(1).any(1)[:, None, None, None], speaking, marks)
         plane = (grid.plane.height, grid.plane.width)
         whole = F.interpolate(marks, size=plane, mode="bilinear", align_corners=False)
         cells_BG = F.avg_pool2d(whole, grid.window, grid.stride).flatten(1).cpu().numpy()

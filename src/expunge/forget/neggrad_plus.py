@@ -31,8 +31,8 @@ class NegGradPlusConfig:
         weight_decay=5e-4,
         freeze_norm_statistics=False,
     )
-    """Settings of the loop; an epoch passes over the retain set. The learning rate was chosen on 2,000
-    small pictures of Fashion-MNIST: average gap to retraining 6.2 points, and 7.4 at 0.01."""
+    """Settings of the loop; an epoch passes over the retain set. The learning rate was chosen on
+    2,000 small pictures of Fashion-MNIST: average gap to retraining 6.2 points, 7.4 at 0.01."""
 
 
 @method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 from pydantic import Field
@@ -26,7 +27,9 @@ class SalUnConfig(RandomLabelConfig):
     """Never draw a record's own class, as in the paper; its code draws over all classes."""
     scope: Scope = Scope(mask=Mask(by="saliency", fraction=0.5))
     """Which weights may move: half of them, by saliency (s = 0.5)."""
-    schedule: Schedule = RandomLabelConfig().schedule
+    schedule: Schedule = dataclasses.replace(
+        RandomLabelConfig().schedule, freeze_norm_statistics=True
+    )
     """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set (in
     the paper's code on CIFAR-10), ``mixed`` over both shuffled together (on CIFAR-100)."""
 
@@ -51,6 +54,7 @@ def salun(model: nn.Module, sight: Sight, config: SalUnConfig) -> nn.Module:
     Cost: as random_label, and one forward and backward pass over the forget set for the mask.
     Differs from the official code: masked weights are restored after every step (momentum and
         weight decay would move them); ties in the ranking are broken by index; batch-norm
-        statistics stay frozen; y' is never the true label.
+        statistics stay frozen, since no mask holds them; y' is never the true label, unless
+        ``exclude_true_label`` is false.
     """
     return random_label(model, sight, config)

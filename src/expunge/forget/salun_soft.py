@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated
@@ -31,7 +32,9 @@ class SalUnSoftConfig(RandomLabelConfig):
     """Share of the weights that the first step leaves as they were (ρ); it falls to 0 linearly."""
     scope: Scope = Scope()
     """Which weights may move."""
-    schedule: Schedule = RandomLabelConfig().schedule
+    schedule: Schedule = dataclasses.replace(
+        RandomLabelConfig().schedule, freeze_norm_statistics=True
+    )
     """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set (in
     the paper's code on CIFAR-10), ``mixed`` over both shuffled together (on CIFAR-100)."""
 
@@ -56,7 +59,8 @@ def salun_soft(model: nn.Module, sight: Sight, config: SalUnSoftConfig) -> nn.Mo
     When to use: as salun, where the share of weights that must move is not known beforehand.
     Cost: as random_label, and one selection over all weights in each step.
     Differs from the official code: θ_0 is that of the whole run, where the code takes it anew every
-        epoch; ρ falls with every step, not every epoch, and is a setting; the start of 0.5 is ours.
+        epoch; ρ falls with every step, not every epoch, and is a setting; the start of 0.5 is ours;
+        batch-norm statistics stay frozen.
     """
     streams, terms = random_labels(sight, config)
     return sight.fit(model, streams, terms, config, after=pull_back(config.rho))

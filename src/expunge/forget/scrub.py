@@ -41,9 +41,9 @@ class ScrubConfig:
         weight_decay=5e-4,
         freeze_norm_statistics=False,
     )
-    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set. The
-    learning rate was chosen on 2,000 small pictures of Fashion-MNIST: average gap to retraining 6.6
-    points, 7.6 at 0.02."""
+    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set.
+    The learning rate was chosen on 2,000 small pictures of Fashion-MNIST: average gap to retraining
+    6.6 points, 7.6 at 0.02."""
 
 
 @method(

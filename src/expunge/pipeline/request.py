@@ -202,8 +202,8 @@ def _check_rest(request: Request, forget: Sequence[str], dataset: Dataset) -> No
     """Refuse a request after which there is nothing left to learn."""
     gone, train = set(forget), dataset.train
     rest = [row for row, record_id in enumerate(train.ids) if record_id not in gone]
-    # A source may hold nothing but what is to be forgotten, as files without `retain` do.
-    if not rest and _rule(request) != "split":
+    # Whoever names records may have given nothing but what is to be forgotten.
+    if not rest and _rule(request) not in ("split", "ids", "file"):
         raise DataError(
             f"request: it names all {len(train)} training records, so that nothing is left; to "
             "forget everything, delete the model"
