@@ -147,7 +147,7 @@ def killed():
     """Digests of every method, undisturbed and killed with SIGKILL and resumed."""
     program = Path(__file__).with_name("kill_and_resume.py")
     done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=540, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
