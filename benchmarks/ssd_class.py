@@ -2,9 +2,8 @@
 
 50,000 pictures, a small convolutional network with batch norm, class 0 to be forgotten. Nothing is
 chosen by the outcome: every setting of the table is reported. Where no number of records is named,
-20,000 stand for all. ``agreement`` is the overlap of the
-dampened weights with those of the run whose importances are taken over all 50,000 pictures (both,
-over either).
+20,000 stand for all. ``agreement`` is the overlap of the dampened weights with those of the first
+run, whose importances are taken over all 50,000 pictures (both, over either).
 
 Source: SSD (Foster et al., 2024), section 5, at a small scale.
 """
