@@ -41,27 +41,58 @@ PAIRS = ((8, 9), (6, 7))
 FOUR_PAIRS = (*PAIRS, (4, 5), (2, 3))
 SINGLES = ((9,), (8,), (7,), (6,))
 SHARE = 0.3
+FEW = 2
 ACTIVE = 0.1  # norm from which on a block counts as changed
 TRAINING = Schedule(epochs=60, batch_size=48, lr=2e-3, weight_decay=0.05, decay="cosine")
 ADAPTED = {"bound": 10.0, "rank": 4, "schedule": {"epochs": 40}}
-PROTOTYPES = {"alpha": 0.05, "push": 0.05, "pull": 0.01, "prototype_bound": 5.0}
+PROTOTYPES = {"push": 0.05, "pull": 0.01, "prototype_bound": 5.0}
 WHOLE = {"schedule": {"epochs": 40, "batch_size": 48, "lr": 1e-3, "optimizer": "adamw"}}
 ASCENT = {"schedule": {"epochs": 10, "batch_size": 48, "lr": 1e-4, "optimizer": "adamw"}}
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "no lasso": ("gs_lora", {**ADAPTED, "alpha": 0.0}),
-    "lasso 0.01": ("gs_lora", {**ADAPTED, "alpha": 0.01}),
-    "lasso 0.05": ("gs_lora", {**ADAPTED, "alpha": 0.05}),
-    "lasso 0.2": ("gs_lora", {**ADAPTED, "alpha": 0.2}),
-    "prototypes": ("gs_lora_pp", {**ADAPTED, **PROTOTYPES}),
-    "finetune": ("finetune", WHOLE),
-    "grad_ascent": ("grad_ascent", ASCENT),
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Requests, and how they are met.
+
+    Attributes:
+        method: Registered name.
+        settings: The method's settings.
+        requests: Classes of each request.
+        few: Records of each class that are seen; a share of the training pictures when absent.
+        always: Whether the arm is run without ``--all``.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    requests: tuple[tuple[int, ...], ...] = PAIRS
+    few: int | None = None
+    always: bool = True
+
+
+def lasso(alpha: float, *args: Any, **further: Any) -> Arm:
+    """Return an arm of GS-LoRA with a lasso of the given strength."""
+    return Arm("gs_lora", {**ADAPTED, "alpha": alpha}, *args, **further)
+
+
+def prototypes(alpha: float, *args: Any, **further: Any) -> Arm:
+    """Return an arm of GS-LoRA++ with a lasso of the given strength."""
+    return Arm("gs_lora_pp", {**ADAPTED, **PROTOTYPES, "alpha": alpha}, *args, **further)
+
+
+ARMS = {
+    "no lasso": lasso(0.0),
+    "lasso 0.01": lasso(0.01, FOUR_PAIRS),
+    "lasso 0.05": lasso(0.05, always=False),
+    "lasso 0.2": lasso(0.2, FOUR_PAIRS),
+    "prototypes, lasso 0.05": prototypes(0.05),
+    "finetune": Arm("finetune", WHOLE),
+    "grad_ascent": Arm("grad_ascent", ASCENT),
+    "lasso 0.01, one class each": lasso(0.01, SINGLES),
+    "lasso 0.2, one class each": lasso(0.2, SINGLES, always=False),
+    "lasso 0.01, two records of a class": lasso(0.01, PAIRS[:1], few=FEW),
+    "prototypes, lasso 0.01, two records of a class": prototypes(0.01, PAIRS[:1], few=FEW),
 }
-CHAINS = {label: ARMS[label] for label in ("lasso 0.01", "lasso 0.2")}
-AT_ONCE = ("gs_lora", {**ADAPTED, "alpha": 0.01, "lasso_after": 0.0})
-FEW: dict[str, tuple[str, dict[str, Any]]] = {
-    "few, lasso 0.01": ("gs_lora", {**ADAPTED, "alpha": 0.01}),
-    "few, prototypes": ("gs_lora_pp", {**ADAPTED, **PROTOTYPES, "alpha": 0.01}),
-}
+AT_ONCE = Arm("gs_lora", {**ADAPTED, "alpha": 0.01, "lasso_after": 0.0}, PAIRS[:1])
 
 Numbers = Mapping[str, float]
 
@@ -92,19 +123,15 @@ class World:
             found = self.task.predict(model.eval(), batch)
         return 100 * float((found.logits_NV.argmax(1) == found.targets_N).double().mean())
 
-    def requests(
-        self,
-        arm: tuple[str, dict[str, Any]],
-        wanted: Sequence[tuple[int, ...]],
-        sample: Records | None = None,
-    ) -> list[Numbers]:
-        """Run requests one after the other, each on the model of the one before."""
-        (name, settings), sample = arm, sample or self.sample
+    def requests(self, arm: Arm) -> list[Numbers]:
+        """Run an arm's requests one after the other, each on the model of the one before."""
+        train = self.dataset.train
+        sample = drawn(train, self.seed, most=arm.few) if arm.few else self.sample
         model, gone, numbers = self.model, set(), []
-        for classes in wanted:
+        for classes in arm.requests:
             rest = set(CLASSES) - gone - set(classes)
             given = Given(self.task, of_classes(sample, classes), of_classes(sample, rest))
-            result = apply(name, model, given, Run(self.seed), settings)
+            result = apply(arm.method, model, given, Run(self.seed), arm.settings)
             before, norms = self.accuracy(model, classes), result.history.groups
             told = {
                 "forgotten": self.accuracy(result.model, classes),
@@ -155,7 +182,7 @@ def drawn(records: Records, seed: int, *, share: float = 1.0, most: int | None =
 def collapses(found: World) -> bool:
     """Return whether the lasso, set in at once, leaves nothing of the adapters."""
     try:
-        found.requests(AT_ONCE, PAIRS[:1])
+        found.requests(AT_ONCE)
     except ConfigError as error:
         if "the lasso shrank all adapters" not in str(error):
             raise
@@ -172,25 +199,18 @@ def main() -> None:
     """Run every arm on every seed and print means."""
     made = parser("Classes that leave a small vision transformer, request after request.")
     made.add_argument("--seeds", type=int, default=1, help="seeds to report on")
+    made.add_argument("--all", action="store_true", help="run every arm, not the main ones only")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     worlds = [world(seed) for seed in range(options.seeds)]
-    numbers: dict[str, list[Numbers]] = {}
-
-    def run(label: str, arm: tuple[str, dict[str, Any]], wanted: Any, most: int | None) -> None:
-        told = []
-        for found in worlds:
-            few = None if most is None else drawn(found.dataset.train, found.seed, most=most)
-            told.append(found.requests(arm, wanted, few))
-        numbers[label] = [mean(request) for request in zip(*told, strict=True)]
-
-    for label, arm in ARMS.items():
-        run(label, arm, PAIRS, None)
-    for label, arm in CHAINS.items():
-        run(f"four requests of one class, {label}", arm, SINGLES, None)
-        run(f"four requests of two classes, {label}", arm, FOUR_PAIRS, None)
-    for label, arm in FEW.items():
-        run(label, arm, PAIRS[:1], 2)
+    numbers = {
+        label: [
+            mean(request)
+            for request in zip(*(found.requests(arm) for found in worlds), strict=True)
+        ]
+        for label, arm in ARMS.items()
+        if arm.always or options.all
+    }
     collapsed = [collapses(found) for found in worlds]
     start = statistics.mean(found.accuracy(found.model, CLASSES) for found in worlds)
     rows = [

@@ -25,7 +25,7 @@ from expunge.forget.concept_words import pieces_of, ranked_words, word_shares
 from expunge.forget.method import Given, apply
 from expunge.train.supervised import learn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 SNEAKER = 7

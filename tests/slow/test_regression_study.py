@@ -18,7 +18,7 @@ from expunge.forget.method import Given, apply
 from expunge.models.source import load_model_source
 from expunge.train.supervised import learn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SEEDS = range(4)
 TRAINING = Schedule(

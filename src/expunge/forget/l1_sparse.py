@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from expunge.core.config import config
+from expunge.core.errors import ConfigError
 from expunge.engine.loop import Numbers, Stream, Term
 from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.engine.task import Batch
+from expunge.engine.workers import workers
 from expunge.forget.method import Sight, method
 from expunge.train.supervised import likelihood
 
@@ -59,6 +61,11 @@ def l1_sparse(model: nn.Module, sight: Sight, config: L1SparseConfig) -> nn.Modu
     Cost: as finetune, and a sum over all weights in each step.
     Differs from the official code: none known.
     """
+    if (sharding := workers().sharding) != "none":
+        raise ConfigError(
+            f"l1_sparse sums over whole weights, and {sharding} divides them among processes; "
+            "launch without it"
+        )
     records = sight.retain
     steps_per_epoch = math.ceil(len(records) / config.schedule.batch_size)
     weight = faded(config.alpha, config.schedule.epochs, steps_per_epoch)
