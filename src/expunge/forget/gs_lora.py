@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,8 @@ class GSLoraConfig:
     bound: Annotated[float, Field(gt=0)] | None = None
     """Loss on forget records from which on they are left alone, in nats (BND); when absent 4 ln K
     for K classes. The paper's 105 to 110 belong to logits scaled by 64 and bind nothing here."""
+    hinge: Literal["batch", "record"] = "batch"
+    """What must reach the bound: the mean of a step's forget records, or each of them."""
     beta: Annotated[float, Field(ge=0)] = 0.15
     """Weight of the forget term (β); the paper takes 0.03 to 0.4."""
     alpha: Annotated[float, Field(ge=0)] = 0.01
@@ -112,9 +114,7 @@ def forget_in_groups(
     bound = _bound(sight, config)
     change = Change(model, groups)
     streams = {"retain": Stream(sight.retain), "forget": Stream(sight.forget)}
-    forget = dataclasses.replace(
-        likelihood(sight.task, "forget", config.beta), slope=hinge_slope(bound)
-    )
+    forget = _hinge(sight, config, bound)
     terms = [likelihood(sight.task, "retain"), forget, _lasso(sight, config, groups), *further]
     rank = _rank(model, config, groups)
     layers = tuple(layer for inside in groups.values() for layer in inside)
@@ -124,6 +124,18 @@ def forget_in_groups(
         _refuse_collapse(model, sight, config, bound)
     _undo_small(model, sight, config, change)
     return model
+
+
+def _hinge(sight: Sight, config: GSLoraConfig, bound: float) -> Term:
+    """Return the term that raises the loss on forget records up to the bound."""
+    plain = likelihood(sight.task, "forget", config.beta)
+    if config.hinge == "batch":
+        return dataclasses.replace(plain, slope=hinge_slope(bound))
+
+    def below(model: nn.Module, batch: Batch) -> Tensor:
+        return (bound - plain.loss(model, batch)).clamp(min=0)
+
+    return dataclasses.replace(plain, loss=below)
 
 
 def hinge_slope(bound: float) -> Callable[[float], float]:
