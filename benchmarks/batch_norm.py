@@ -1,7 +1,7 @@
 """What the statistics of batch norm do to methods with the learning rates of their papers.
 
-A residual network of ``expunge bench vision``, a tenth of its records forgotten, one seed. Accuracy on
-forgotten, retained and test records in percent, without the collapse guard.
+A residual network of ``expunge bench vision``, a tenth of its records forgotten, one seed. Accuracy
+on forgotten, retained and test records in percent, without the collapse guard.
 """
 
 from __future__ import annotations
