@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ class GSLoraPPConfig(GSLoraConfig):
     bound: Annotated[float, Field(gt=0)] | None = None
     """Loss on forget records from which on they are left alone, in nats (BND); when absent 4 ln K
     for K classes. The paper's 105 to 110 belong to logits scaled by 64 and bind nothing here."""
+    hinge: Literal["batch", "record"] = "batch"
+    """What must reach the bound: the mean of a step's forget records, or each of them."""
     beta: Annotated[float, Field(ge=0)] = 0.15
     """Weight of the forget term (β); the paper takes 0.03 to 0.4."""
     alpha: Annotated[float, Field(ge=0)] = 0.01
