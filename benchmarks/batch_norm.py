@@ -17,7 +17,13 @@ from expunge.core.run import Run
 from expunge.forget.method import apply
 from expunge.workloads.vision_fixtures import FIXTURES
 
-ARMS = (("random_label", 0.013), ("random_label", 0.003), ("scrub", 0.013), ("scrub", 0.003))
+ARMS = (
+    ("random_label", 0.013),
+    ("random_label", 0.003),
+    ("salun", 0.013),
+    ("scrub", 0.013),
+    ("scrub", 0.003),
+)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """GS-LoRA on digits: classes leave a small vision transformer, request after request.
 
 A transformer of four blocks learns 1,200 digits of 8 x 8 pixels. Two requests of two classes each
-run under group lassos of several strengths, beside fine-tuning and gradient ascent; then four
-requests follow one another, of one class each and of two. Requests see 30 % of the training
+run for 40 epochs under group lassos of several strengths, beside fine-tuning and gradient ascent;
+then four requests follow one another, of 100 epochs each. Requests see 30 % of the training
 pictures. Numbers are test accuracies in percent: of the classes that the request is about
 (``forgotten``), of those that stay (``retained``, and by how much it fell since the start:
 ``lost``) and of those that earlier requests took (``earlier``).
@@ -44,7 +44,8 @@ SHARE = 0.3
 FEW = 2
 ACTIVE = 0.1  # norm from which on a block counts as changed
 TRAINING = Schedule(epochs=60, batch_size=48, lr=2e-3, weight_decay=0.05, decay="cosine")
-ADAPTED = {"bound": 10.0, "rank": 4, "schedule": {"epochs": 40}}
+ADAPTED = {"bound": 10.0, "rank": 4}
+SHORT, LONG = {"epochs": 40}, {"epochs": 100}
 PROTOTYPES = {"push": 0.05, "pull": 0.01, "prototype_bound": 5.0}
 WHOLE = {"schedule": {"epochs": 40, "batch_size": 48, "lr": 1e-3, "optimizer": "adamw"}}
 ASCENT = {"schedule": {"epochs": 10, "batch_size": 48, "lr": 1e-4, "optimizer": "adamw"}}
@@ -69,30 +70,38 @@ class Arm:
     always: bool = True
 
 
-def lasso(alpha: float, *args: Any, **further: Any) -> Arm:
-    """Return an arm of GS-LoRA with a lasso of the given strength."""
-    return Arm("gs_lora", {**ADAPTED, "alpha": alpha}, *args, **further)
+def lasso(alpha: float, **further: Any) -> Arm:
+    """Return an arm of GS-LoRA with a lasso of the given strength; see ``Arm``."""
+    settings = {**ADAPTED, "alpha": alpha, "schedule": further.pop("schedule", SHORT)}
+    return Arm("gs_lora", settings, **further)
 
 
-def prototypes(alpha: float, *args: Any, **further: Any) -> Arm:
-    """Return an arm of GS-LoRA++ with a lasso of the given strength."""
-    return Arm("gs_lora_pp", {**ADAPTED, **PROTOTYPES, "alpha": alpha}, *args, **further)
+def prototypes(alpha: float, **further: Any) -> Arm:
+    """Return an arm of GS-LoRA++ with a lasso of the given strength; see ``Arm``."""
+    settings = {**ADAPTED, **PROTOTYPES, "alpha": alpha, "schedule": SHORT}
+    return Arm("gs_lora_pp", settings, **further)
 
 
 ARMS = {
     "no lasso": lasso(0.0),
-    "lasso 0.01": lasso(0.01, FOUR_PAIRS),
+    "lasso 0.01": lasso(0.01),
     "lasso 0.05": lasso(0.05, always=False),
-    "lasso 0.2": lasso(0.2, FOUR_PAIRS),
+    "lasso 0.2": lasso(0.2),
     "prototypes, lasso 0.05": prototypes(0.05),
     "finetune": Arm("finetune", WHOLE),
     "grad_ascent": Arm("grad_ascent", ASCENT),
-    "lasso 0.01, one class each": lasso(0.01, SINGLES),
-    "lasso 0.2, one class each": lasso(0.2, SINGLES, always=False),
-    "lasso 0.01, two records of a class": lasso(0.01, PAIRS[:1], few=FEW),
-    "prototypes, lasso 0.01, two records of a class": prototypes(0.01, PAIRS[:1], few=FEW),
+    "lasso 0.01, two records of a class": lasso(0.01, requests=PAIRS[:1], few=FEW),
+    "prototypes, lasso 0.01, two records of a class": prototypes(0.01, requests=PAIRS[:1], few=FEW),
+    "four requests, lasso 0.01": lasso(0.01, requests=FOUR_PAIRS, schedule=LONG),
+    "four requests, lasso 0.2": lasso(0.2, requests=FOUR_PAIRS, schedule=LONG),
+    "four requests, lasso 0.01, 40 epochs": lasso(0.01, requests=FOUR_PAIRS, always=False),
+    "four requests of one class, lasso 0.01": lasso(
+        0.01, requests=SINGLES, schedule=LONG, always=False
+    ),
 }
-AT_ONCE = Arm("gs_lora", {**ADAPTED, "alpha": 0.01, "lasso_after": 0.0}, PAIRS[:1])
+AT_ONCE = Arm(
+    "gs_lora", {**ADAPTED, "alpha": 0.01, "lasso_after": 0.0, "schedule": SHORT}, PAIRS[:1]
+)
 
 Numbers = Mapping[str, float]
 

@@ -11,29 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from output import parser, report
+from small_pictures import COUNT, FITTED, SOURCES, Numbers, World, tuning, world
 from torch import nn
 
-import expunge
 from expunge.core.errors import NumericalError
-from expunge.core.run import Run
 from expunge.core.sets import Sets
-from expunge.data.dataset import Dataset
-from expunge.data.source import load_source
-from expunge.engine.schedule import Schedule
-from expunge.models.source import load_model_source
 from expunge.pipeline.request import Request, resolve
-from expunge.train.supervised import learn
 
 PILOT = 100
-TRAINING = Schedule(
-    epochs=100, batch_size=64, optimizer="sgd", lr=0.1, weight_decay=1e-4, decay="cosine"
-)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("finetune", {}),
     "grad_ascent": ("grad_ascent", {}),
@@ -45,88 +34,39 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 LARGEST = 0.1
 RATES = {method: (0.003, 0.01, 0.03, LARGEST) for method in METHODS}
 RATES["grad_ascent"] = (0.001, 0.003, 0.01, 0.03, 0.05)  # at 0.1 its gradient overflows
-SOURCES: dict[str, dict[str, int]] = {
-    "mnist": {"num_holdout": 1000, "num_test": 2000},
-    "fashion_mnist": {"num_train": 2000, "num_holdout": 2000, "num_test": 2000},
-}
 NUMBERS = ("ua", "ra", "ta", "mia", "average_gap", "moved")
-
-Numbers = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One seed's data, original model and retrained model.
+    """One seed's world, with its forget set and a retrained model.
 
     Attributes:
-        seed: The seed.
-        dataset: The pictures.
-        sets: Which are forgotten.
-        original: Trained on everything.
+        here: Data and original model.
+        sets: Which records are forgotten.
         retrained: Trained without the forget set.
     """
 
-    seed: int
-    dataset: Dataset
+    here: World
     sets: Sets
-    original: nn.Module
     retrained: nn.Module
 
     def unlearned(self, method: str, lr: float) -> nn.Module:
         """Return the original after a method of the table at a learning rate."""
         name, own = METHODS[method]
-        schedule = {
-            "epochs": 10,
-            "batch_size": 64,
-            "optimizer": "sgd",
-            "lr": lr,
-            "weight_decay": 5e-4,
-            "warmup_epochs": 0.0,
-        }
-        return expunge.forget(
-            self.original,
-            self.dataset,
-            self.sets.forget,
-            method=name,
-            settings={**own, "schedule": schedule},
-            guarded=False,
-            seed=self.seed,
-            quiet=True,
-        ).model
+        return self.here.unlearned(self.sets, name, {**own, "schedule": tuning(lr)})
 
     def numbers(self, model: nn.Module) -> Numbers:
         """Return UA, RA, TA, MIA, the average gap, and the share of moved weights, in percent."""
-        findings = expunge.audit(
-            model,
-            self.dataset,
-            self.sets,
-            references=[self.retrained],
-            audits=["unlearning_gap"],
-            seed=self.seed,
-            batch_size=500,
-            quiet=True,
-        )
-        found = {f.metric: float(f.value or 0) for f in findings if f.subject == "after"}
-        return {**found, "moved": 100 * _moved(self.original, model)}
+        found = self.here.numbers(model, [self.retrained], self.sets)
+        return {**found, "moved": 100 * _moved(self.here.original, model)}
 
 
 def trial(source: str, seed: int) -> Trial:
     """Train and retrain in the world of one seed."""
-    whole = load_source(source, SOURCES[source], seed)
-    dataset = dataclasses.replace(
-        whole,
-        train=whole.train.replace(x=_pooled(whole.train["x"])),
-        holdout=whole.holdout.replace(x=_pooled(whole.holdout["x"])),
-        test=whole.test.replace(x=_pooled(whole.test["x"])),
-        facts={**whole.facts, "input_shape": [1, 14, 14]},
-    )
-    sets = resolve(Request(count=200), dataset, seed)
-    models = []
-    for ids, own_seed in ((dataset.train.ids, seed), (sets.retain, seed + 1)):
-        loaded = load_model_source("mlp", {"hidden": [256, 256]}, dataset, own_seed)
-        learn(loaded.model, loaded.task, dataset.train.select(ids), TRAINING, Run(own_seed))
-        models.append(loaded.model)
-    return Trial(seed, dataset, sets, *models)
+    here = world(source, seed, FITTED)
+    sets = resolve(Request(count=COUNT), here.dataset, seed)
+    return Trial(here, sets, here.retrained(sets))
 
 
 def main() -> None:
@@ -144,7 +84,7 @@ def main() -> None:
     chosen = {method: min(gaps, key=gaps.__getitem__) for method, gaps in by_rate.items()}
     trials = [trial(options.data, 10 * seed) for seed in range(options.seeds)]
     numbers = {
-        "original": _mean([t.numbers(t.original) for t in trials]),
+        "original": _mean([t.numbers(t.here.original) for t in trials]),
         "retrained": _mean([t.numbers(t.retrained) for t in trials]),
         **{
             method: _mean([t.numbers(t.unlearned(method, chosen[method])) for t in trials])
@@ -180,11 +120,6 @@ def _gap(pilot: Trial, method: str, lr: float) -> float | None:
         return pilot.numbers(pilot.unlearned(method, lr))["average_gap"]
     except NumericalError:
         return None
-
-
-def _pooled(pictures: Any) -> np.ndarray:
-    """Average 2 x 2 pixels of (rows, 1, 28, 28)."""
-    return np.asarray(pictures).reshape(-1, 1, 14, 2, 14, 2).mean(axis=(3, 5))
 
 
 def _moved(one: nn.Module, other: nn.Module) -> float:

@@ -237,16 +237,8 @@ def _table(cls: type[Any], page: str = "") -> str:
         if field.name in nested:
             below = nested[field.name].__name__
             kind = kind.replace("settings", f"[{below}]({page}#{below.lower()})")
-        text = _described(cls, field.name)
-        lines.append(_row(f"`{field.name}`", kind, _default(item.default), text))
+        lines.append(_row(f"`{field.name}`", kind, _default(item.default), _plain(field.text)))
     return "\n".join(lines if len(lines) > 2 else ["It has no settings."]) + "\n"
-
-
-def _described(cls: type[Any], name: str) -> str:
-    """Return the description of a setting, from the class that last described it."""
-    known = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
-    texts = [field.text for base in known for field in fields(base) if field.name == name]
-    return _plain(next((text for text in texts if text), ""))
 
 
 def _default(value: Any) -> str:

@@ -6,6 +6,7 @@ import torch
 from expunge.core.run import Run
 from expunge.engine.weights import state_digest
 from expunge.forget.method import Given, apply
+from expunge.forget.random_label import RandomLabelConfig
 from expunge.forget.salun import SalUnConfig
 from expunge.forget.salun_soft import SalUnSoftConfig
 
@@ -53,6 +54,6 @@ def test_the_recommended_share_is_half():
     assert (mask.by, mask.fraction) == ("saliency", 0.5)
 
 
-def test_statistics_of_batch_norm_which_no_mask_holds_stay_frozen():
-    assert SalUnConfig().schedule.freeze_norm_statistics
-    assert SalUnSoftConfig().schedule.freeze_norm_statistics
+def test_the_loop_is_that_of_random_labels():
+    assert SalUnConfig().schedule == RandomLabelConfig().schedule
+    assert SalUnSoftConfig().schedule == RandomLabelConfig().schedule

@@ -27,10 +27,10 @@ def found(study):
 
 @pytest.mark.parametrize("arm", [WHOLE, SAMPLED])
 def test_the_papers_alpha_forgets_the_class_and_costs_another_one_dearly(found, arm):
-    """The mean hides that one class of nine loses far more than the rest."""
+    """The mean hides that one class of nine loses a fifth or more."""
     assert found["original"]["test_f"] - found[arm]["test_f"] >= 70
     assert found["original"]["test_r"] - found[arm]["test_r"] <= 10
-    assert found[arm]["worst_class"] < -5
+    assert found[arm]["worst_class"] < -20
 
 
 def test_twice_the_papers_alpha_forgets_the_class_and_keeps_the_rest(found):

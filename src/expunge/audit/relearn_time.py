@@ -6,9 +6,10 @@ Shape legend: R records, K points of a learning curve, S resamples.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -103,7 +104,7 @@ def relearn_all(
 ) -> tuple[nn.Module, Task]:
     """Train on the retained and some forgotten records, and note how the others are got on the way.
 
-    Every look is a stop of the one loop, which then goes on as if it had not been stopped.
+    The looks are taken after steps of the one loop, and change nothing in it.
 
     Args:
         model: Every weight may move; it carries the curve, for the measure of that name.
@@ -122,7 +123,6 @@ def relearn_all(
     if hasattr(model, "parts"):
         raise NotApplicable("a composite is attacked part by part")
     learned, scored = _divided(scene, float(share))
-    looks = [*range(0, int(steps), int(every)), int(steps)]
     per_epoch = math.ceil(len(learned) / int(batch))
     schedule = Schedule(
         epochs=math.ceil(int(steps) / per_epoch),
@@ -130,26 +130,40 @@ def relearn_all(
         lr=float(lr),
         weight_decay=0.0,
     )
-    start = {name: value.detach().clone() for name, value in model.state_dict().items()}
     name = digest_json([state_digest(model), learned.digest(), parameters])[:16]
     part = run.child(f"{_TREATMENT}-{name}", seed=stream_seed(run.seed, _TREATMENT))
     own = run.budget.max_steps
-    points = []
-    for look in looks:
-        if look:
-            model.load_state_dict(start)
-            part.budget = dataclasses.replace(
-                run.budget, max_steps=look if own is None else min(look, own)
-            )
-            try:
-                _go_on(model, task, learned, schedule, part)
-            except Interrupted:
-                run.check()
-                if own is not None and own < look:
-                    raise
-            except NumericalError as error:
-                raise NotApplicable(f"training diverged: {error}") from error
-        points.append(_goodness(score(model, task, scored, run, batch_size=256), by))
+    part.budget = dataclasses.replace(
+        run.budget, max_steps=int(steps) if own is None else min(int(steps), own)
+    )
+    quiet = run.child("looks")
+    quiet.quiet = True
+    points: list[np.ndarray] = []
+
+    def look() -> None:
+        points.append(_goodness(score(model, task, scored, quiet, batch_size=256), by))
+
+    done = itertools.count(1)
+
+    def after(*_: Any) -> None:
+        step = next(done)
+        if step % int(every) == 0 or step == int(steps):
+            look()
+
+    # What was seen on the way is in no checkpoint, so a run that died begins anew.
+    remove_tree(part.folder)
+    look()
+    streams, terms = {"train": Stream(learned)}, (likelihood(task, "train"),)
+    try:
+        fit(model, task, streams, terms, schedule, part, after=after, label="relearning")
+    except Interrupted:  # by the number of steps, or by the user
+        run.check()
+        if own is not None and own < int(steps):
+            raise
+    except NumericalError as error:
+        raise NotApplicable(f"training diverged: {error}") from error
+    finally:
+        model.zero_grad(set_to_none=True)
     remove_tree(part.folder)
     values_RK = np.stack(points, axis=1)
     carry(model, CURVE, scored, values_RK)
@@ -242,14 +256,6 @@ def _divided(scene: Scene, share: float) -> tuple[Records, Records]:
     seen = set(attacked_ids(forget.ids, share, scene.seed, groups_of(forget)))
     learned = concatenate([retain, forget.select([i for i in forget.ids if i in seen])])
     return learned, forget.select([i for i in forget.ids if i not in seen])
-
-
-def _go_on(model: nn.Module, task: Task, learned: Records, schedule: Schedule, run: Run) -> None:
-    terms = (likelihood(task, "train"),)
-    try:
-        fit(model, task, {"train": Stream(learned)}, terms, schedule, run, label="relearning")
-    finally:
-        model.zero_grad(set_to_none=True)
 
 
 def _goodness(scores: Scores, by: str) -> np.ndarray:

@@ -122,9 +122,15 @@ def fields(cls: type[Any]) -> list[Field]:
         entry = whole["properties"][item.name]
         required = item.name in whole.get("required", [])
         default = "required" if required else str(entry.get("default", ""))
-        text = " ".join(entry.get("description", "").split())
-        rows.append(Field(item.name, _kind(entry), default, text))
+        rows.append(Field(item.name, _kind(entry), default, _description(cls, item.name)))
     return rows
+
+
+def _description(cls: type[Any], name: str) -> str:
+    """Return a setting's description, from the class that last described it."""
+    known = [vars(base).get("__pydantic_fields__", {}) for base in cls.__mro__]
+    texts = [own[name].description for own in known if name in own]
+    return " ".join(next((text for text in texts if text), "").split())
 
 
 class _Yaml(yaml.SafeLoader):

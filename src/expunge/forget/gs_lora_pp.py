@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from expunge.core.config import config
 from expunge.engine.loop import Term
 from expunge.engine.representation import represent, split
-from expunge.engine.schedule import Schedule
 from expunge.engine.task import Batch
 from expunge.forget.gs_lora import GSLoraConfig, check_groups, forget_in_groups, hinge_slope
 from expunge.forget.method import Sight, method
@@ -25,27 +24,6 @@ from expunge.forget.method import Sight, method
 class GSLoraPPConfig(GSLoraConfig):
     """Settings of GS-LoRA++."""
 
-    # Descriptions are not inherited, so every setting stands here.
-    bound: Annotated[float, Field(gt=0)] | None = None
-    """Loss on forget records from which on they are left alone, in nats (BND); when absent 4 ln K
-    for K classes. The paper's 105 to 110 belong to logits scaled by 64 and bind nothing here."""
-    hinge: Literal["batch", "record"] = "batch"
-    """What must reach the bound: the mean of a step's forget records, or each of them."""
-    beta: Annotated[float, Field(ge=0)] = 0.15
-    """Weight of the forget term (β); the paper takes 0.03 to 0.4."""
-    alpha: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the group lasso (α): more keeps more blocks as they were."""
-    lasso_after: Annotated[float, Field(ge=0, le=1)] = 0.35
-    """Share of the epochs before the lasso sets in. The paper's is 0.2; without, adapters shrink to
-    nothing before forgetting begins."""
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """A block whose change is below this share of the largest gets its weights back, unless records
-    are then answered otherwise."""
-    rank: Annotated[int, Field(ge=1)] | None = None
-    """Rank of each adapter (r); when absent 8, or the shortest side of a layer where that is
-    less."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """Scale: an adapter contributes lora_alpha / rank times its product."""
     push: Annotated[float, Field(ge=0)] = 0.05
     """Weight of the term that drives forgotten classes from their prototypes; the paper takes 0.005
     to 0.5."""
@@ -54,8 +32,6 @@ class GSLoraPPConfig(GSLoraConfig):
     prototype_bound: Annotated[float, Field(gt=0)] | None = None
     """Divergence from which on forgotten classes are driven no further, in nats; when absent 3 ln D
     for features of size D, which is 19 for the 512 of the paper, where it takes 18."""
-    schedule: Schedule = GSLoraConfig().schedule
-    """Settings of the loop; an epoch passes over the retain set."""
 
 
 @method(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated
-
-from pydantic import Field
 from torch import nn
 
 from expunge.core.config import config
 from expunge.engine.masks.mask import Mask
-from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.forget.method import Sight, method
 from expunge.forget.random_label import RandomLabelConfig, check_labels, random_label
@@ -20,18 +15,8 @@ from expunge.forget.random_label import RandomLabelConfig, check_labels, random_
 class SalUnConfig(RandomLabelConfig):
     """Settings of SalUn. Any other method takes the same mask through its own ``scope.mask``."""
 
-    # Descriptions are not inherited, so every setting stands here.
-    alpha: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the retain term (α)."""
-    exclude_true_label: bool = True
-    """Never draw a record's own class, as in the paper; its code draws over all classes."""
     scope: Scope = Scope(mask=Mask(by="saliency", fraction=0.5))
     """Which weights may move: half of them, by saliency (s = 0.5)."""
-    schedule: Schedule = dataclasses.replace(
-        RandomLabelConfig().schedule, freeze_norm_statistics=True
-    )
-    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set (in
-    the paper's code on CIFAR-10), ``mixed`` over both shuffled together (on CIFAR-100)."""
 
 
 @method(
@@ -53,8 +38,7 @@ def salun(model: nn.Module, sight: Sight, config: SalUnConfig) -> nn.Module:
     When to use: classifiers, and wherever random labelling would destroy too much.
     Cost: as random_label, and one forward and backward pass over the forget set for the mask.
     Differs from the official code: masked weights are restored after every step (momentum and
-        weight decay would move them); ties in the ranking are broken by index; batch-norm
-        statistics stay frozen, since no mask holds them; y' is never the true label, unless
-        ``exclude_true_label`` is false.
+        weight decay would move them); ties in the ranking are broken by index; y' is
+        never the true label, unless ``exclude_true_label`` is false.
     """
     return random_label(model, sight, config)

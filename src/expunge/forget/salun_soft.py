@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 
 from expunge.core.config import config
 from expunge.engine.loop import AfterStep
-from expunge.engine.schedule import Schedule
-from expunge.engine.scope import Scope
 from expunge.forget.method import Sight, method
 from expunge.forget.random_label import RandomLabelConfig, check_labels, random_labels
 
@@ -23,20 +20,8 @@ from expunge.forget.random_label import RandomLabelConfig, check_labels, random_
 class SalUnSoftConfig(RandomLabelConfig):
     """Settings of SalUn-soft."""
 
-    # Descriptions are not inherited, so every setting stands here.
-    alpha: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the retain term (α)."""
-    exclude_true_label: bool = True
-    """Never draw a record's own class, as in the paper; its code draws over all classes."""
     rho: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the weights that the first step leaves as they were (ρ); it falls to 0 linearly."""
-    scope: Scope = Scope()
-    """Which weights may move."""
-    schedule: Schedule = dataclasses.replace(
-        RandomLabelConfig().schedule, freeze_norm_statistics=True
-    )
-    """Settings of the loop; ``sequential`` passes over the forget set, then over the retain set (in
-    the paper's code on CIFAR-10), ``mixed`` over both shuffled together (on CIFAR-100)."""
 
 
 @method(
@@ -59,8 +44,7 @@ def salun_soft(model: nn.Module, sight: Sight, config: SalUnSoftConfig) -> nn.Mo
     When to use: as salun, where the share of weights that must move is not known beforehand.
     Cost: as random_label, and one selection over all weights in each step.
     Differs from the official code: θ_0 is that of the whole run, where the code takes it anew every
-        epoch; ρ falls with every step, not every epoch, and is a setting; the start of 0.5 is ours;
-        batch-norm statistics stay frozen.
+        epoch; ρ falls with every step, not every epoch, and is a setting; the start of 0.5 is ours.
     """
     streams, terms = random_labels(sight, config)
     return sight.fit(model, streams, terms, config, after=pull_back(config.rho))

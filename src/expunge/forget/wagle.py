@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import nn
 
 from expunge.core.config import config
 from expunge.engine.masks.mask import Mask
-from expunge.engine.schedule import Schedule
 from expunge.engine.scope import Scope
 from expunge.forget.method import Need, Sight, method
 from expunge.forget.npo import NPOConfig, npo
@@ -20,19 +16,10 @@ from expunge.forget.retain_terms import RetainTerm, retain_needs
 class WagleConfig(NPOConfig):
     """Settings of WAGLE. Any other method takes the same mask through its own ``scope.mask``."""
 
-    # Descriptions are not inherited, so every setting stands here.
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Inverse temperature (β). It scales a sum over target positions: short answers want more."""
     retain: RetainTerm = "nll"
     """Retain term: ``nll`` or ``kl``; the mask reads retain records, so ``none`` cannot do."""
-    gamma: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the forget term (c_npo)."""
-    alpha: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the retain term (c_rt or c_kl)."""
     scope: Scope = Scope(mask=Mask(by="attribution", fraction=0.95))
     """Which weights may move: 95 % of them, by attribution."""
-    schedule: Schedule = NPOConfig().schedule
-    """Settings of the loop."""
 
 
 def _needs(config: WagleConfig) -> set[Need]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -22,17 +22,9 @@ from expunge.data.sources.fashion_mnist import FashionMnistConfig, draw_pictures
 class RotatedFashionConfig(FashionMnistConfig):
     """Settings of the rotated pictures."""
 
-    # Descriptions are not inherited, so every setting stands here.
-    folder: str = FashionMnistConfig().folder
-    """Folder with the four IDX files, plain or gzipped; by default where Debian installs them."""
     num_train: Annotated[int, Field(ge=2)] = 10_000
-    """Pictures to train on, drawn from the 60,000 of the training file."""
     num_holdout: Annotated[int, Field(ge=0)] = 2000
-    """Pictures that no model is trained on, drawn from the rest of the training file."""
     num_test: Annotated[int, Field(ge=0, le=10_000)] = 2000
-    """Pictures that measure utility, drawn from the test file."""
-    pool: Literal[1, 2, 4, 7] = 1
-    """Side of the squares of pixels that are averaged to one, before the pictures are turned."""
     max_angle: Annotated[float, Field(gt=0, le=180)] = 60.0
     """Largest angle in degrees, either way."""
     unit: Annotated[float, Field(gt=0)] = 10.0
