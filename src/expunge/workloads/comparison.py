@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,12 @@ def compare(
         for name, arm in told
         for seed in range(config.seeds)
     ]
-    worlds = {job.world(folder): job.fixture for job in jobs}
-    for world, fixture in worlds.items():
-        _prepare(fixture, world, config.references, run)
+    worlds = {job.world(folder): job for job in jobs}
+    first = [_Call(job.name, prepare, (job, str(folder))) for job in worlds.values()]
+    _call_all("original and retrained models", first, len(first), config.workers, run)
     missing = [(job, key) for job in jobs if not _done(job, folder, key := _key(job, folder))]
-    _work_all(missing, len(jobs), folder, config.workers, run)
+    calls = [_Call(f"{j.name}: {j.arm.label}", work, (j, str(folder), key)) for j, key in missing]
+    _call_all("bench", calls, len(jobs), config.workers, run)
     results = {
         "title": title,
         "notes": list(notes),
@@ -123,6 +124,39 @@ def compare(
     }
     write_json(folder / "results.json", results)
     return write_bench(folder, results)
+
+
+def prepare(job: Job, folder: str) -> None:
+    """Train and score a job's original model and references, where that is not done yet.
+
+    Args:
+        job: Any job of the world.
+        folder: The bench's folder.
+    """
+    torch.set_num_threads(1)
+    fixture, world = job.fixture, job.world(Path(folder))
+    run = Run(folder=Path(folder) / "checkpoints" / world.name)
+    dataset = fixture.dataset()
+    sets = fixture.sets(dataset, run)
+    write_json(world / "sets.json", sets.to_json())
+    for name in _subject_names(job.references):
+        seed = 0 if name == "before" else int(name.removeprefix("reference-"))
+        role: Any = "before" if name == "before" else "reference"
+        loaded = (
+            fixture.before(dataset, run)
+            if role == "before"
+            else fixture.reference(dataset, sets, seed, run)
+        )
+        path, key = world / f"{name}.parquet", world / f"{name}.json"
+        audited = digest_json([sets.digest(), _audited(fixture)])
+        same = key.exists() and read_json(key).get("audited") == audited
+        if same and path.exists() and read_scores(path).model == state_digest(loaded.model):
+            continue
+        subject = _subject(
+            fixture, dataset, sets, loaded.model, loaded.task, role, seed or None, run
+        )
+        write_scores(path, subject)
+        write_json(key, {"audited": audited})
 
 
 def work(job: Job, folder: str, key: str) -> None:
@@ -210,30 +244,37 @@ def chosen_arms(wanted: Iterable[str], arms: Sequence[Arm], setting: str) -> lis
     return [arm for arm in arms if not names or arm.label in names or arm.method in names]
 
 
-def _work_all(
-    missing: Sequence[tuple[Job, str]], total: int, folder: Path, workers: int, run: Run
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A function's call in a process of its own."""
+
+    note: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+def _call_all(label: str, calls: Sequence[_Call], total: int, workers: int, run: Run) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     with (
-        run.progress("bench", total, total - len(missing)) as bar,
+        run.progress(label, total, total - len(calls)) as bar,
         concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context, max_tasks_per_child=1
         ) as pool,
     ):
-        waiting = {pool.submit(work, job, str(folder), key): job for job, key in missing}
+        waiting = {pool.submit(call.function, *call.arguments): call for call in calls}
         try:
             for future in concurrent.futures.as_completed(waiting):
-                job = waiting[future]
+                call = waiting[future]
                 try:
                     future.result()
                 except concurrent.futures.BrokenExecutor as error:
                     raise Interrupted(
-                        f"a process died without a word (one of those after {job.name}: "
-                        f"{job.arm.label}), as it does when memory runs out; start the bench again "
-                        "with the same folder to go on"
+                        f"a process died without a word (one of those after {call.note}), as it "
+                        "does when memory runs out; start the bench again with the same folder to "
+                        "go on"
                     ) from error
-                bar.advance(note=f"{job.name}: {job.arm.label}")
+                bar.advance(note=call.note)
                 run.check()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -242,32 +283,6 @@ def _work_all(
 
 def _world(name: str, fixture: Fixture) -> str:
     return f"{name}-{fixture.draw}" if fixture.redrawn else name
-
-
-def _prepare(fixture: Fixture, world: Path, references: int, run: Run) -> None:
-    """Train and score the original model and the references, where that is not done yet."""
-    dataset = fixture.dataset()
-    sets = fixture.sets(dataset, run)
-    write_json(world / "sets.json", sets.to_json())
-    for name in _subject_names(references):
-        run.check()
-        seed = 0 if name == "before" else int(name.removeprefix("reference-"))
-        role: Any = "before" if name == "before" else "reference"
-        loaded = (
-            fixture.before(dataset, run)
-            if role == "before"
-            else fixture.reference(dataset, sets, seed, run)
-        )
-        path, key = world / f"{name}.parquet", world / f"{name}.json"
-        audited = digest_json([sets.digest(), _audited(fixture)])
-        same = key.exists() and read_json(key).get("audited") == audited
-        if same and path.exists() and read_scores(path).model == state_digest(loaded.model):
-            continue
-        subject = _subject(
-            fixture, dataset, sets, loaded.model, loaded.task, role, seed or None, run
-        )
-        write_scores(path, subject)
-        write_json(key, {"audited": audited})
 
 
 def _sets(world: Path) -> Sets:
