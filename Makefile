@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= runs/demo
 
-.PHONY: help setup demo test test-fast test-slow lint clean
+.PHONY: help setup pictures demo test test-fast test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,15 +30,22 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -q --progress-bar on -c constraints.txt --no-deps plotnine
 	@touch $(STAMP)
 
+# Studies on real pictures need a Debian package; without it they are skipped.
+pictures:
+	@test -d /usr/share/datasets/fashion-mnist || { test "$$(id -u)" = 0 \
+		&& { apt-get install -qq -y dataset-fashion-mnist \
+		|| { apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; }; }; } \
+		|| echo "Fashion-MNIST is absent (apt-get install dataset-fashion-mnist): its tests are skipped"
+
 demo: setup
 	@$(BIN)/expunge run recipes/demo.yaml --out $(DEMO)
 
 test: test-fast test-slow
 
-test-fast: setup
+test-fast: setup pictures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
-test-slow: setup
+test-slow: setup pictures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow
 
 lint: setup

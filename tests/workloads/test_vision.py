@@ -99,6 +99,29 @@ def test_every_seed_has_data_a_request_and_references_of_its_own(small):
     assert all(value is not None for value in floor)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "model"),
+    [
+        ("vit_random_10", SMALL["data"], SMALL["model"]),
+        (
+            "resnet_poison",
+            ("digits", {"num_holdout": 0, "corrupt": {"kind": "poison", "count": 40}}),
+            ("mlp", {}),
+        ),
+        ("price_quarter", ("diamonds", {"num_train": 400, "num_test": 200}), ("mlp", {})),
+    ],
+)
+def test_every_column_is_filled(name, data, model, monkeypatch, tmp_path, in_process):
+    training = {"epochs": 2, "batch_size": 64, "lr": 3e-3}
+    smaller = dataclasses.replace(FIXTURES[name], data=data, model=model, training=training)
+    monkeypatch.setitem(vision_fixtures.FIXTURES, name, smaller)
+    settings = {"fixtures": [name], "arms": ["finetune"], "seeds": 1}
+    run_workload("vision", settings, tmp_path, Run())
+    [row] = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert not row["refused"]
+    assert all(value is not None for own in row["numbers"].values() for value in own)
+
+
 def test_fewer_than_two_references_are_refused(small):
     with pytest.raises(ConfigError, match="references = 1"):
         run_workload("vision", {"references": 1}, small, Run())

@@ -370,7 +370,8 @@ def _key(job: Job, folder: Path) -> str:
     world = job.world(folder)
     models = [read_scores(world / f"{n}.parquet").model for n in _subject_names(job.references)]
     sets, method = _sets(world).digest(), job.arm.method
-    decisive = [models, sets, _audited(job.fixture), method, job.settings(), job.seed]
+    told = {name: (c.audit, c.metric, c.record_set) for name, c in job.fixture.columns.items()}
+    decisive = [models, sets, _audited(job.fixture), told, method, job.settings(), job.seed]
     return digest_json([*decisive, *map(dict, job.arm.grid)])
 
 

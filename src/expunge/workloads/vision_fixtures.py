@@ -40,9 +40,9 @@ _DISTANCE = {
     "same": Column("same choice as retrained", ".3f", "output_distance", "completeness_forget"),
 }
 _ERRORS = {
-    "ua": Column("error, forgotten", ".3f", "unlearning_gap", "ua"),
-    "ra": Column("error, retained", ".3f", "unlearning_gap", "ra", "retain"),
-    "ta": Column("error, test", ".3f", "unlearning_gap", "ta", "test"),
+    "forgotten": Column("error, forgotten", ".3f", "unlearning_gap", "forget_error"),
+    "retained": Column("error, retained", ".3f", "unlearning_gap", "retain_error", "retain"),
+    "test": Column("error, test", ".3f", "unlearning_gap", "test_error", "test"),
     "mia": Column("MIA, %", ".1f", "unlearning_gap", "mia"),
     "w1": Column("W1 to retrained", ".3f", "wasserstein", "wasserstein"),
     "difference": Column(
