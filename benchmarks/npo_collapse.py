@@ -103,7 +103,7 @@ def main() -> None:
     if options.svg:
         lines = {arm: (watches[0].steps, watches[0].held) for arm, watches in curves.items()}
         title = "Facts that no method saw, by step (first seed)"
-        drawn = standalone_lines(lines, title, "optimiser step", "share still exact")
+        drawn = standalone_lines({"share still exact": lines}, title, "optimiser step")
         write_text(options.svg, drawn)
 
 

@@ -200,8 +200,34 @@ def test_patches_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="size = 7 does not fit"):
         seen("patched:7:1.0:top_left")
     flat = Records(("a",), {"x": np.zeros((1, 4), "f4"), "y": np.array([0])})
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="are no pictures"):
         seen("patched:3:1.0:top_left", flat)
+    table = Records(tuple("abcd"), {"x": np.zeros((4, 4), "f4"), "y": np.zeros(4, int)})
+    with pytest.raises(DataError, match=r"inputs of shape \(4,\) are no pictures"):
+        seen("patched:3:1.0:top_left", table)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch": {"size": 7}}, "size = 7 does not fit into pictures of 6 x 6"),
+        (
+            {"classes": [9]},
+            r"corrective\.classes: there is no class 9; .* classes 0 to 4",
+        ),
+        ({"classes": ["shirt"]}, "there is no class 'shirt'"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_before_any_training(settings, message):
+    info = audits.get("corrective")
+    facts = {"num_classes": 5, "input_shape": [1, 6, 6], "classes": list("abcde")}
+    data = dataclasses.replace(CLEAN, facts=facts)
+    with pytest.raises(DataError, match=message):
+        list(info.reads(parse_config(info, settings), data))
+    named, numbered = (
+        list(info.reads(parse_config(info, {"classes": own}), data)) for own in (["c"], [2])
+    )
+    assert named == numbered
 
 
 def test_classes_are_kept_or_left_out():

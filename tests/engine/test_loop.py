@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.core.errors import Interrupted, NumericalError
+from expunge.core.errors import Interrupted, NumericalError, UnsupportedModelError
 from expunge.core.records import Records
 from expunge.core.run import Budget, Run
 from expunge.engine.loop import Stream, Term, fit
@@ -304,3 +304,52 @@ def test_a_resumed_loop_is_pulled_to_the_same_start(digits_world, tmp_path):
         )
     resumed = fit_with(digits_world, after, Run(folder=tmp_path), batch_size=10)
     assert state_digest(resumed) == state_digest(whole)
+
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize(
+    ("order", "size", "micro", "refused"),
+    [
+        ("sequential", 13, None, "40 forget records leave one"),  # 3 x 13 and one
+        ("sequential", 16, 3, "40 forget records leave one"),  # 16 = 5 x 3 and one
+        ("sequential", 53, None, "160 retain records leave one"),  # 3 x 53 and one
+        ("paired", 53, None, None),  # as many partners as anchors
+        ("sequential", 16, None, None),
+    ],
+)
+def test_batch_norm_refuses_a_single_record_before_the_first_step(
+    digits_world, order, size, micro, refused
+):
+    sizes = {"batch_size": size, "micro_batch": micro, "order": order}
+    run, model = Run(), normed()
+    free = {**sizes, "freeze_norm_statistics": False}
+    if refused is None:
+        train(digits_world, run, model=model, **free)
+        return
+    with pytest.raises(UnsupportedModelError, match=f"{refused}.*freeze_norm_statistics"):
+        train(digits_world, run, model=model, **free)
+    train(digits_world, Run(), model=model, **sizes, freeze_norm_statistics=True)
+
+
+def test_statistics_are_as_before_after_a_trial_of_one_record(digits_world):
+    """Pictures of several pixels may come alone; trying that must leave no trace."""
+    model = nn.Sequential(
+        *(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(72, 10)),
+    )
+    seen = []
+
+    def loss(model, batch):
+        seen.append(model[2].running_mean.clone())
+        return digits_world.task.predict(model, batch).nll_B()
+
+    terms = [Term("forget", loss)]
+    settings = Schedule(epochs=1, batch_size=13, freeze_norm_statistics=False)
+    streams = {"forget": Stream(digits_world.forget)}
+    fit(model, digits_world.task, streams, terms, settings, Run())
+    assert len(seen) == 4
+    assert not seen[0].any()

@@ -59,6 +59,15 @@ def test_needs_are_checked_before_any_work(digits_world, name, changes, message)
     assert "methods that can: " in str(caught.value)
 
 
+def test_fresh_models_stay_as_they_were_given(digits_world):
+    untrained = digits_world.fresh()
+    digest = state_digest(untrained)
+    given = given_of(digits_world, fresh=lambda: untrained)
+    apply("retrain", digits_world.model, given, Run(), {"schedule": {"epochs": 1}})
+    assert state_digest(untrained) == digest
+    assert all(parameter.requires_grad for parameter in untrained.parameters())
+
+
 def test_every_reason_is_listed_with_methods_that_can(digits_world):
     given = given_of(digits_world, retain=None, fresh=None)
     with pytest.raises(ConfigError, match="3 problems") as caught:

@@ -14,6 +14,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.streams import stream
+from expunge.data.dataset import number_ids
 from expunge.engine.importance import Estimator, measure_importance
 from expunge.engine.tasks.classifier import Classifier
 from expunge.engine.weights import state_digest
@@ -134,9 +135,29 @@ def test_the_whole_method_in_numpy(whole):
 
 def test_a_forget_set_smaller_than_a_batch_sets_the_size_for_both(tmp_path):
     run = Run(events=tmp_path / "events.jsonl")
-    apply("ssd", network(), world(), run, {"force": True})
+    apply("ssd", network(), world(), run, {"alpha": 1.0, "force": True})
     events = told(tmp_path, "importance")
     assert [(e["batch_size"], e["records"]) for e in events] == [(9, 39), (9, 9)]
+
+
+def test_60_000_records_cost_less_than_an_epoch():
+    """Every gradient is of one record, so that records count passes; the default makes two."""
+    task, seen = Classifier(2), 0
+    plain = task.batch
+
+    def counted(records, rows, **options):
+        nonlocal seen
+        seen += len(rows)
+        return plain(records, rows, **options)
+
+    task.batch = counted
+    x = np.random.default_rng(0).normal(size=(60_000, 3)).astype(np.float32)
+    whole = Records(number_ids("r", len(x)), {"x": x, "y": (x[:, 0] > 0).astype(np.int64)})
+    forget, retain = whole.take(range(6_000)), whole.take(range(6_000, 60_000))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    given = Given(task, forget, retain, guard=None)
+    apply("ssd", model, given, Run(), {"alpha": 1.0, "force": True})
+    assert 0 < seen < len(whole)
 
 
 def test_per_sample_is_a_batch_of_one():
@@ -227,7 +248,9 @@ def test_a_layer_is_its_weights_and_biases_together():
 
 def test_an_event_says_that_nothing_was_dampened(tmp_path):
     model, run = network(), Run(events=tmp_path / "events.jsonl")
-    result = apply("ssd", model, world(), run, {"alpha": 1e9})
+    with pytest.warns(UserWarning, match="the model is as it was"):
+        result = apply("ssd", model, world(), run, {"alpha": 1e9})
+    assert result.history.notes[-1].startswith("No weight matters enough")
     assert [(e["entries"], e["no_op"]) for e in told(tmp_path, "dampening")] == [(0, 1)]
     assert state_digest(result.model) == state_digest(model)
 

@@ -135,6 +135,25 @@ def test_a_range_is_read_from_plain_data_and_written_back():
         parse(Request, {"where": {"year": {"mni": 2}}}, "recipe.request")
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, list])
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [((1,), "a"), ((0.3,), "b"), ((1.0, 0.3), "ab"), (("0.5",), "c")]
+)
+def test_values_are_numbers_where_the_column_holds_numbers(kind, wanted, expected):
+    values = [1.0, 0.3, 0.5, 2.25]
+    column = values if kind is list else np.array(values, kind)
+    data = Dataset("causal_lm", Records(tuple("abcd"), {"text": list("abcd"), "carat": column}))
+    request = parse(Request, {"where": {"carat": list(wanted)}}, "recipe.request")
+    assert resolve(request, data, 0).forget == tuple(expected)
+
+
+def test_a_fraction_is_no_whole_number():
+    columns = {"text": list("ab"), "count": np.array([0, 1])}
+    data = Dataset("causal_lm", Records(tuple("ab"), columns))
+    with pytest.raises(DataError, match="matches no record"):
+        resolve(Request(where={"count": (0.5,)}), data, 0)
+
+
 def test_a_record_without_a_number_lies_in_no_range():
     columns = {"text": list("abcd"), "age": [None, 3, "4", 9], "size": np.array([1, np.nan, 1, 1])}
     data = Dataset("causal_lm", Records(tuple("abcd"), columns))

@@ -8,6 +8,7 @@ from expunge.report.narrative import (
     guard_sentence,
     headlines,
     limits,
+    notes,
     outcome,
     summary,
     verdict_line,
@@ -90,6 +91,13 @@ def test_what_the_guard_did(facts):
     early = dataclasses.replace(facts, histories={"forget": stopped})
     assert "loss rose by 1.2; the model of step 40 was kept" in guard_sentence(early)
     assert "changed elsewhere" in guard_sentence(changed_method(facts, name="given"))
+
+
+def test_what_a_method_notes_is_in_the_summary(facts):
+    assert notes(facts) == ()
+    noted = dataclasses.replace(facts.histories["forget"], notes=("Nothing was dampened.",))
+    told = dataclasses.replace(facts, histories={"forget": noted})
+    assert "Nothing was dampened." in summary(told, comparisons(told.findings))
 
 
 def test_limits_follow_from_the_facts(facts):

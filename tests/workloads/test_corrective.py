@@ -29,7 +29,7 @@ def small(monkeypatch, tmp_path, in_process):
         )
 
     monkeypatch.setattr(corrective, "_fixture", smaller)
-    grid = ({"alpha": 1e9}, {"alpha": 1.0, "lambda_": 0.5, "force": True})
+    grid = ({"alpha": 3.0, "force": True}, {"alpha": 1.0, "lambda_": 0.5, "force": True})
     arms = [*corrective.ARMS[:1], corrective.Arm("ssd, selected", "ssd", grid=grid)]
     monkeypatch.setattr(corrective, "ARMS", tuple(arms))
     return tmp_path / "bench"
@@ -51,6 +51,9 @@ def test_shares_are_rows_of_one_table_and_lines_of_one_plot(small):
     drawing = (small / "poison.svg").read_text()
     assert "ssd, selected" in drawing
     assert "EU(-1)" in drawing
+    assert "acc_corr (%)" in drawing
+    assert "acc_retain (%)" in drawing
+    assert "retrained without any" in drawing
     assert page.exists()
 
 
@@ -59,7 +62,7 @@ def test_settings_are_chosen_by_merit_on_held_out_records(small):
     job = json.loads((small / "jobs" / "poison_100" / "ssd-selected-0.json").read_text())
     assert len(job["tried"]) == 2
     best = job["tried"].index(max(job["tried"]))
-    assert job["settings"]["alpha"] == (1e9, 1.0)[best]
+    assert job["settings"]["alpha"] == (3.0, 1.0)[best]
 
 
 @pytest.mark.parametrize("name", ["kinds", "shares"])

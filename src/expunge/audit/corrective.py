@@ -18,7 +18,8 @@ from expunge.core.config import config
 from expunge.core.errors import ConfigError
 from expunge.core.finding import Finding
 from expunge.core.run import Run
-from expunge.data.corruption import Corner
+from expunge.data.classes import class_numbers
+from expunge.data.corruption import Corner, patched
 from expunge.data.dataset import Dataset
 
 _FORGET, _TEST = Reading("forget"), Reading("test")
@@ -45,8 +46,9 @@ class CorrectiveConfig:
     patch: Patch | None = None
     """The patch of poisoned records. Leave it out where the data say what was manipulated
     (``data.corrupt``)."""
-    classes: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-    """The confused classes, in place of a patch. Leave them out where the data say so."""
+    classes: Annotated[tuple[int | str, ...], Field(min_length=1)] | None = None
+    """The confused classes, numbers or names, in place of a patch. Leave them out where the data
+    say so."""
     min_acc_corr: Percent | None = None
     """Smallest accuracy on the affected domain that passes, in percent; no verdict when absent."""
     min_acc_retain: Percent | None = None
@@ -64,11 +66,14 @@ def _reads(config: CorrectiveConfig, dataset: Dataset) -> Iterator[Reading]:
             "patch and classes are two manipulations; the audit looks at one: leave one of them out"
         )
     if patch is not None:
+        if "input_shape" in dataset.facts:  # before anything is trained
+            patched(np.zeros(dataset.facts["input_shape"]), patch.size, patch.value, patch.corner)
         view = f"patched:{patch.size}:{patch.value}:{patch.corner}"
         yield dataclasses.replace(_TEST, view=view)
         yield dataclasses.replace(_TEST, measures=(LABEL,))
         return
-    names = "".join(f":{name}" for name in sorted(set(classes or ())))
+    numbers = class_numbers(classes or (), dataset.facts, "corrective.classes")
+    names = "".join(f":{number}" for number in sorted(set(numbers)))
     yield dataclasses.replace(_TEST, view=f"of_classes{names}")
     if names:
         yield dataclasses.replace(_TEST, view=f"not_of_classes{names}", measures=(LABEL,))

@@ -40,7 +40,7 @@ def with_patch(task: Task, records: Records, scene: Scene, parameters: str) -> t
     corner = cast(Corner, corner_text)
     name = getattr(task, "inputs", "x")
     pictures = records[name]
-    if isinstance(pictures, np.ndarray):
+    if isinstance(pictures, np.ndarray) and pictures.ndim > 2:
         column = as_column(patched(pictures, size, value, corner))
     else:
         column = [patched(x, size, value, corner) for x in pictures]

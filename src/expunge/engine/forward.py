@@ -57,8 +57,9 @@ def outputs_BD(model: nn.Module, x: Tensor, size: int, what: str) -> Tensor:
         if len(x) > 1 or "more than 1 value per channel" not in str(error):
             raise
         raise UnsupportedModelError(
-            "batch norm in train mode cannot take a batch of one record; raise "
-            "schedule.batch_size or micro_batch, or set schedule.freeze_norm_statistics"
+            "batch norm in train mode cannot take a batch of one record; choose "
+            "schedule.batch_size and micro_batch so that none is left over, or, as for a set of "
+            "one record, set schedule.freeze_norm_statistics to true"
         ) from error
     outputs = getattr(found, "logits", found)
     if not isinstance(outputs, Tensor) or outputs.shape != (len(x), size):

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from expunge.core.config import config
 from expunge.engine.loop import Stream, Term
@@ -71,7 +72,11 @@ def boundary_expand(model: nn.Module, sight: Sight, config: BoundaryExpandConfig
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         features_BD, predictions = represent(model, sight.task, batch, place.head)
         own = {name.rpartition(".")[2]: p for name, p in model.named_parameters()}
-        added_B1 = F.linear(features_BD, own[_WEIGHT], own.get(_BIAS))
+        row: dict[str, Tensor] = {"weight": own[_WEIGHT]}
+        if _BIAS in own:
+            row["bias"] = own[_BIAS]
+        # The head's own way with its weights: those of open sets compare directions.
+        added_B1 = functional_call(model.get_submodule(place.head), row, (features_BD,))
         logits = torch.cat([predictions.logits_NV, added_B1], 1)
         targets = torch.full((len(batch),), logits.shape[1] - 1, device=logits.device)
         return F.cross_entropy(logits, targets, reduction="none")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Annotated
 
@@ -63,7 +62,7 @@ def gs_lora_pp(model: nn.Module, sight: Sight, config: GSLoraPPConfig) -> nn.Mod
     prototypes_KD = _prototypes(sight, head)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        features_BD = _features(model, sight, batch, head)
+        features_BD = represent(model, sight.task, batch, head)[0]
         return divergence(prototypes_KD[batch.targets_N].to(features_BD), features_BD)
 
     bound = config.prototype_bound or 3 * math.log(prototypes_KD.shape[1])
@@ -90,14 +89,9 @@ def _prototypes(sight: Sight, head: str) -> Float[Tensor, "K D"]:
         for start in range(0, len(records), 256):
             rows = range(start, min(start + 256, len(records)))
             batch = sight.task.batch(records, rows).to(sight.run.device)
-            features.append(_features(sight.reference_model, sight, batch, head).double())
+            features_BD, _ = represent(sight.reference_model, sight.task, batch, head)
+            features.append(features_BD.double())
             classes.append(batch.targets_N)
     features_ND, classes_N = torch.cat(features), torch.cat(classes)
     members_KN = F.one_hot(classes_N, sight.task.num_classes).T.double()  # type: ignore[attr-defined]
     return members_KN @ features_ND / members_KN.sum(1, keepdim=True)
-
-
-def _features(model: nn.Module, sight: Sight, batch: Batch, head: str) -> Float[Tensor, "B D"]:
-    """Return the head's input; without targets, so that no margin enters the logits."""
-    without = dataclasses.replace(batch, targets_N=batch.targets_N[:0])
-    return represent(model, sight.task, without, head)[0]

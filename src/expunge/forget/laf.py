@@ -126,8 +126,8 @@ def laf(model: nn.Module, sight: Sight, config: LAFConfig) -> nn.Module:
     ``L_2 = mean a over retain - log Σ exp(c / τ) over forget``, with a and c the cosine distances
     to the original's representations. The head keeps its bits. An event tells whether the
     autoencoders tell the two sets apart at all (``separability``, an AUC); where they do not, as
-    for random records, nothing is separable and little can be expected. Which records are to be
-    forgotten may well have been chosen by labels.
+    for random records, little can be expected, and a warning and the report say so. Which records
+    are to be forgotten may well have been chosen by labels.
 
     Source: LAF (Shen et al., 2024), eq. 5 to 8 and algorithm 1.
     Needs: inputs of forget and retain records; labels of retain records for ``repair`` only.
@@ -149,6 +149,11 @@ def laf(model: nn.Module, sight: Sight, config: LAFConfig) -> nn.Module:
     auc = separability(whole, own, e_ND[: len(retain)], e_ND[len(retain) :])
     zeros = int((e_ND.norm(dim=1) < _EPS).sum())
     sight.run.emit("separability", auc=auc, separable=int(auc >= SEPARABLE), zero_vectors=zeros)
+    if auc < SEPARABLE:
+        sight.note(
+            f"The forget set cannot be told from the rest (area under the curve {auc:.2f}, below "
+            f"{SEPARABLE}), so that little can be expected of a method that reads no label."
+        )
 
     rates = {"extractor": 1.0, "alignment": config.alignment_rate}
     steps: list[str] = [*rates] if config.steps == "both" else [config.steps]
@@ -175,7 +180,7 @@ def laf(model: nn.Module, sight: Sight, config: LAFConfig) -> nn.Module:
         dataclasses.replace(config.schedule, epochs=len(steps) * config.schedule.epochs),
         sight.run,
         scope=turns.scope,
-        label="forgetting" if auc >= SEPARABLE else "forgetting (nothing separable)",
+        label="forgetting",
     )
     result = turns.settle()
     return _repaired(result, parts, sight, config) if config.repair else result

@@ -281,7 +281,8 @@ def apply(
         sight = Sight(given, info.needs(config), work, context)
         result = info.function(work, sight, config)
     require_finite(result.state_dict(), f"the model after {info.name!r}")
-    return Forgotten(result, sight.history, info, config)
+    history = dataclasses.replace(sight.history, notes=sight.notes)
+    return Forgotten(result, history, info, config)
 
 
 def _with_mask(needs: set[Need], guarantee: Guarantee, config: Any) -> frozenset[Need]:

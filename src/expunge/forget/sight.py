@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -77,6 +78,7 @@ class Sight:
         self.run = run
         self.task = given.task
         self.history = History([])
+        self.notes: list[str] = []
         self._reference = (
             reference_nll(model, given.task, given.forget, run) if "reference" in needs else None
         )
@@ -147,7 +149,16 @@ class Sight:
         """Return the model as it was before it saw any of the records."""
         self._declared("fresh")
         assert self._given.fresh is not None
-        return self._given.fresh()
+        return copy.deepcopy(self._given.fresh())  # it may be the caller's only one
+
+    def note(self, text: str) -> None:
+        """Tell the user something: in a warning now, in the history, and in the report.
+
+        Args:
+            text: One sentence.
+        """
+        warnings.warn(text, stacklevel=3)
+        self.notes.append(text)
 
     def fit(
         self,

@@ -92,8 +92,9 @@ def ssd(model: nn.Module, sight: Sight, config: SSDConfig) -> nn.Module:
     When to use: a class or a flaw must go at once, without training. What it does to the rest must
         be looked at, class by class: too small an α wrecks it for good.
     Cost: on ResNet-18 with 60,000 pictures 0.6 of a training epoch and 1.8 times the memory of the
-        weights, activations aside; with one pass over all records 1.1 and 2.2. Two models' size on
-        disk while it runs.
+        weights, activations aside; with one pass over all records 1.1 and 2.2. A forget set smaller
+        than a batch makes all batches that small and both passes slower. Two models' size on disk
+        while it runs.
     Differs from the official code: one batch size for both sets (the public scripts mix 64 and 128,
         and a small forget set's one ragged batch, whose squares are larger by their nature, is
         compared with full batches); records are shuffled by a named stream, batches weighted by
@@ -119,14 +120,15 @@ def ssd(model: nn.Module, sight: Sight, config: SSDConfig) -> nn.Module:
             label=f"importance, {name} set",
         )
         sight.run.emit("importance", records=len(records), **dataclasses.asdict(estimator))
-    dampen(model, found["whole"], found["forget"], config, sight.run)
+    if not dampen(model, found["whole"], found["forget"], config, sight.run):
+        sight.note("No weight matters enough more to the forget set: the model is as it was.")
     return model
 
 
 @torch.no_grad()
 def dampen(
     model: nn.Module, whole: Importance, own: Importance, config: SSDConfig, run: Run
-) -> None:
+) -> int:
     """Dampen a model's weights in place, one parameter after the other.
 
     Args:
@@ -136,6 +138,9 @@ def dampen(
         config: The settings.
         run: Takes an event for each parameter that is dampened, and one with the sum, which says
             ``no_op`` where nothing is.
+
+    Returns:
+        The number of entries that were dampened.
 
     Raises:
         ConfigError: The importances cannot be compared, or too much of a layer would be dampened.
@@ -154,6 +159,7 @@ def dampen(
             scale = float(step.scale[step.selected].double().mean())
             run.emit("dampened", parameter=step.name, entries=count, mean_scale=scale)
     run.emit("dampening", entries=total, no_op=int(total == 0))
+    return total
 
 
 def dampening(whole: Tensor, own: Tensor, alpha: float, lambda_: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from expunge.core.config import config, to_json
@@ -45,7 +46,7 @@ class Request:
     """Named split of the data source, such as ``forget10``."""
     classes: tuple[int | str, ...] = ()
     """Classes of a classifier, by number or name: all their records."""
-    where: dict[str, tuple[str | int, ...] | Between] | None = None
+    where: dict[str, tuple[str | int | float, ...] | Between] | None = None
     """Column to values, or to a range of numbers: records that fit in every column, such as
     ``{author: [Jane Doe]}`` or ``{price: {min: 300, max: 900}}``."""
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -140,7 +141,7 @@ def _matching(request: Request, dataset: Dataset, seed: int) -> tuple[str, ...]:
 
 
 def _where(
-    conditions: Mapping[str, tuple[str | int, ...] | Between], dataset: Dataset
+    conditions: Mapping[str, tuple[str | int | float, ...] | Between], dataset: Dataset
 ) -> tuple[str, ...]:
     rows = set(range(len(dataset.train)))
     for column, wanted in conditions.items():
@@ -148,14 +149,22 @@ def _where(
         if isinstance(wanted, Between):
             rows &= _inside(column, wanted, held)
         else:
-            values = {str(value) for value in wanted}
-            rows &= {row for row in rows if str(held[row]) in values}
+            rows &= {row for row in rows if any(_equal(held[row], value) for value in wanted)}
     if not rows:
         raise DataError(
             f"request.where matches no record (columns: {listing(conditions)}); "
             "check the values against the data"
         )
     return tuple(dataset.train.ids[row] for row in sorted(rows))
+
+
+def _equal(held: Any, wanted: str | float) -> bool:
+    """Tell whether a value is what was asked for; 1 is 1.0, and .1 is .1 in single precision."""
+    if str(held) == str(wanted):
+        return True
+    if isinstance(wanted, str) or not isinstance(held, int | float | np.number):
+        return False
+    return bool(held == (type(held)(wanted) if isinstance(held, np.floating) else wanted))
 
 
 def _inside(column: str, wanted: Between, held: Sequence[Any]) -> set[int]:

@@ -106,11 +106,12 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What happened in a training loop: numbers of each step, an early stop, and who watched."""
+    """What happened in a loop: numbers of each step, an early stop, who watched, and notes."""
 
     steps: list[dict[str, float]]
     stopped: Stop | None = None
     guarded: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,11 +73,18 @@ def summary(facts: Facts, compared: Sequence[Comparison]) -> list[str]:
         _asked(facts),
         _done(facts),
         guard_sentence(facts),
+        *notes(facts),
         *[outcome(one) for one in headlines(compared)],
         _judged(compared),
         "No measurement can prove that nothing is left; what these numbers do not show is said "
         "below.",
     ]
+
+
+def notes(facts: Facts) -> tuple[str, ...]:
+    """Return what the method wants its user to know."""
+    history = facts.histories.get("forget")
+    return history.notes if history is not None else ()
 
 
 def guard_sentence(facts: Facts) -> str:

@@ -112,6 +112,7 @@ def summary_lines(folder: Path) -> list[str]:
         rows.append((one.label, f"{before} -> {number(one.after.value, unit)}{ceiling}"))
     rows += [
         ("guard", narrative.guard_sentence(facts)),
+        *(("note", text) for text in narrative.notes(facts)),
         ("verdict", narrative.verdict_line(compared)),
         ("time", duration(sum(facts.timing.values()))),
         ("report", str(folder / REPORT)),

@@ -74,28 +74,32 @@ def drawing(salt: str) -> Iterator[None]:
         yield
 
 
-def standalone_lines(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str
-) -> str:
-    """Return a line plot as an SVG file of its own, for pages that are not ours.
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Steps and values by name."""
+
+
+def standalone_lines(panels: Mapping[str, Lines], title: str, x: str) -> str:
+    """Return line plots as an SVG file of its own, for pages that are not ours.
 
     Args:
-        lines: Steps and values by name.
+        panels: Lines by the label of the vertical axis, side by side.
         title: Title of the figure.
         x: Label of the horizontal axis.
-        y: Label of the vertical axis.
     """
     from matplotlib.figure import Figure
 
     styles = ("-", "--", ":", "-.")
     with drawing(title):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.set(title=title, xlabel=x, ylabel=y)
-        for place, (name, (steps, values)) in enumerate(lines.items()):
-            colour = _STANDALONE[place % len(_STANDALONE)]
-            axes.plot(steps, values, styles[place % len(styles)], color=colour, label=name)
-        axes.legend()
+        drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (y, lines) in zip(drawn, panels.items(), strict=True):
+            axes.set(xlabel=x, ylabel=y)
+            for place, (name, (steps, values)) in enumerate(lines.items()):
+                turn, colour = divmod(place, len(_STANDALONE))
+                style = styles[(colour + turn) % len(styles)]
+                axes.plot(steps, values, style, color=_STANDALONE[colour], label=name)
+        drawn[0].set_title(title)
+        drawn[-1].legend()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     text = buffer.getvalue()

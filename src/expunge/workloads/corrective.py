@@ -26,7 +26,7 @@ from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
 from expunge.engine.task import Task
-from expunge.report.svg import standalone_lines
+from expunge.report.svg import Lines, standalone_lines
 from expunge.workloads.arm import Arm
 from expunge.workloads.comparison import chosen_arms, compare
 from expunge.workloads.fixture import Column, Fixture
@@ -42,6 +42,7 @@ _COLUMNS = {
     "acc_retain": Column("acc_retain, %", ".1f", "corrective", "acc_retain", "test"),
     "delete_err": Column("still wrong, %", ".1f", "corrective", "delete_err"),
 }
+_PLOTTED = ("acc_corr", "acc_retain")
 _TRAINING = {
     "epochs": 25,
     "batch_size": 64,
@@ -119,13 +120,22 @@ def corrective(config: CorrectiveBench, folder: Path, run: Run) -> Path:
 
 
 def plot(results: Mapping[str, Any], kind: str, shares: Sequence[float]) -> str:
-    """Return acc_corr of every method over the share identified, as an SVG file.
+    """Return acc_corr and acc_retain of every method over the share identified, as an SVG file.
+
+    Where all manipulated records are identified in one of the shares, the model retrained without
+    them is drawn through all: the oracle.
 
     Args:
         results: As in ``results.json``.
         kind: The manipulation.
         shares: The shares, in order.
     """
+    panels = {f"{name} (%)": _lines(results, kind, shares, name) for name in _PLOTTED}
+    title = f"Correction of a planted {kind}"
+    return standalone_lines(panels, title, "identified, % of the manipulated")
+
+
+def _lines(results: Mapping[str, Any], kind: str, shares: Sequence[float], number: str) -> Lines:
     lines: dict[str, tuple[list[float], list[float]]] = {}
 
     def add(label: str, share: float, values: Sequence[float | None]) -> None:
@@ -137,15 +147,17 @@ def plot(results: Mapping[str, Any], kind: str, shares: Sequence[float]) -> str:
 
     for share in shares:
         name = _name(kind, share)
-        standards = results["standards"][name]
         for label, role in (("original", "before"), ("retrained, EU(-1)", "reference")):
-            found = [own.get("acc_corr") for key, own in standards.items() if key.startswith(role)]
+            standards = results["standards"][name].items()
+            found = [own.get(number) for key, own in standards if key.startswith(role)]
             add(label, share, found)
+            if role == "reference" and share == 1:
+                for place in shares:
+                    add("retrained without any", place, found)
         for row in results["rows"]:
             if row["fixture"] == name and not row["refused"]:
-                add(row["label"], share, row["numbers"]["acc_corr"])
-    title = f"Correction of a planted {kind}"
-    return standalone_lines(lines, title, "identified, % of the manipulated", "acc_corr (%)")
+                add(row["label"], share, row["numbers"][number])
+    return lines
 
 
 def _name(kind: str, share: float) -> str:

@@ -157,7 +157,7 @@ def utility_plot(results: Mapping[str, Any]) -> str:
             xs, ys = zip(*points, strict=True)
             lines[name] = (xs, ys)
     title = f"Utility of {results['settings']['method']}"
-    return standalone_lines(lines, title, "records forgotten", "ROUGE-L F of kept answers (%)")
+    return standalone_lines({"ROUGE-L F of kept answers (%)": lines}, title, "records forgotten")
 
 
 def _utilities(results: Mapping[str, Any], drive: str, role: str) -> list[float | None]:

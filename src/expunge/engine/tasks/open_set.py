@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError
@@ -17,12 +17,35 @@ from expunge.engine.task import Batch, Predictions, task
 from expunge.engine.tasks.classifier import Classifier
 
 
+@dataclasses.dataclass(frozen=True)
+class WithMargin(Predictions):
+    """Predictions whose likelihood is that with a margin on the true class.
+
+    Attributes:
+        margin: Subtracted from the true class's logit before the softmax; the logits themselves
+            stay as the model yields them, so that distances between models read no label.
+    """
+
+    margin: float
+
+    @property
+    def lowered_NV(self) -> Float[Tensor, "N V"]:
+        """The logits, less the margin at the true class."""
+        margins_NV = torch.zeros_like(self.logits_NV)
+        return self.logits_NV - margins_NV.scatter_(1, self.targets_N[:, None], self.margin)
+
+    def logprobs_N(self) -> Float[Tensor, " N"]:
+        """Return the log-probability of each target under the margin, in nats."""
+        lowered = Predictions(self.lowered_NV, self.targets_N, self.rows_N, self.num_rows)
+        return lowered.logprobs_N()
+
+
 @task("open_set", "any nn.Module that yields scaled cosines: inputs (B, ...) -> logits (B, K)")
 class OpenSet(Classifier):
     """Classifier over enrolled people, trained with a margin on the true one.
 
-    The margin is subtracted in train mode only, so that scores and audits, which know labels but
-    must not use them, see the logits as they are. Everything that serves classifiers serves it.
+    The margin enters the likelihood only, and in train mode only: logits, scores and audits are
+    free of it. Everything that serves classifiers serves it.
 
     Args:
         num_classes: K, at least 2.
@@ -45,13 +68,13 @@ class OpenSet(Classifier):
         self.margin = margin
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
-        """Return the logits of every record, less the margin in train mode."""
+        """Return the logits of every record; their likelihood has the margin in train mode."""
         found = super().predict(model, batch)
-        if not model.training or not len(batch.targets_N):
+        if not model.training:
             return found
-        margins = torch.zeros_like(found.logits_NV)
-        margins.scatter_(1, batch.targets_N[:, None], self.margin)
-        return dataclasses.replace(found, logits_NV=found.logits_NV - margins)
+        return WithMargin(
+            found.logits_NV, found.targets_N, found.rows_N, found.num_rows, self.margin
+        )
 
     def identify(self, logits_BK: Tensor, threshold: float) -> Int[Tensor, " B"]:
         """Return who each record is, or -1 for a stranger.
