@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
 import json
@@ -14,15 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from output import parser
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 ROUNDS = 5
+THREADS = (1, 2)
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 _ATTENTION = "scaled_dot_product"
 _BACKWARD = "autograd::engine::evaluate_function"
 
+K = TypeVar("K")
 R = TypeVar("R")
 
 
@@ -49,25 +53,60 @@ class Timing:
         return statistics.median(self.cpu)
 
 
+def turns_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser for a benchmark whose ways take turns in one run.
+
+    ``--threads`` takes several numbers, one after the other; what every benchmark has is there too.
+    """
+    made = argparse.ArgumentParser(
+        description=description, parents=[parser(description)], conflict_handler="resolve"
+    )
+    made.add_argument(
+        "--threads",
+        type=positive,
+        nargs="+",
+        default=THREADS,
+        help="threads of torch; all are timed, in this order (default 1 2)",
+    )
+    turns = f"timed turns of each way, after one that is not (default {ROUNDS})"
+    made.add_argument("--rounds", type=positive, default=ROUNDS, help=turns)
+    return made
+
+
+def positive(text: str) -> int:
+    """Return the whole number from 1 on that an option gives; raise ``ArgumentTypeError`` else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def alternate(
-    arms: Mapping[str, Callable[[], R]], rounds: int = ROUNDS
-) -> tuple[dict[str, R], dict[str, Timing]]:
+    arms: Mapping[K, Callable[[], R]],
+    rounds: int = ROUNDS,
+    *,
+    check: Callable[[Mapping[K, R]], None],
+) -> tuple[dict[K, R], dict[K, Timing]]:
     """Time the arms in turn, A-B-A-B, after one untimed turn of each.
 
     Args:
         arms: What to time, by name.
         rounds: Timed turns of each arm.
+        check: Takes what the arms of one round returned, the untimed one's first, and raises where
+            they do not belong together: speed counts for nothing then. It is not timed.
 
     Returns:
-        What each arm returned in the untimed turn, to be compared, and its timing.
+        What each arm returned in the untimed turn, and its timing.
     """
     first = {name: run() for name, run in arms.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    check(first)
+    seconds: dict[K, list[tuple[float, float]]] = {name: [] for name in arms}
     for _ in range(rounds):
+        found = {}
         for name, run in arms.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            run()
+            found[name] = run()
             seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        check(found)
     return first, {
         name: Timing(tuple(wall for wall, _ in pairs), tuple(cpu for _, cpu in pairs))
         for name, pairs in seconds.items()

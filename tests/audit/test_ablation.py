@@ -176,6 +176,12 @@ def test_what_cannot_be_attacked_is_told(people):
             treat(composite, people.task, people.scene(), spec, Run(3))
         with pytest.raises(NotApplicable, match="a retain record"):
             treat(people.after, people.task, alone, spec, Run(3))
+    train = people.dataset.train
+    same = train.replace(question=["who?"] * len(train), answer=["Bo"] * len(train))
+    scene = type(people.scene())(Dataset("causal_lm", same), people.sets, 3)
+    for spec in (DIRECTION, PRUNING):
+        with pytest.raises(NotApplicable, match="all 50 forget records are one group"):
+            treat(people.after, people.task, scene, spec, Run(3))
     with pytest.raises(NotApplicable, match="less than one weight"):
         treat(people.after, people.task, people.scene(), "prune_difference:0.0001:0.5", Run(3))
 
@@ -206,3 +212,22 @@ def test_the_readings_name_every_attack(people):
     ]
     config = parse_config(info, {"directions": False, "pruned": []})
     assert [r.treatment for r in info.reads(config, people.dataset)] == [""]
+
+
+def test_equal_forget_records_leave_no_attack_and_say_why(people):
+    train = people.dataset.train
+    forget = set(people.sets.forget)
+    answers = ["Bo" if i in forget else a for i, a in zip(train.ids, train["answer"], strict=True)]
+    questions = [
+        "who?" if i in forget else q for i, q in zip(train.ids, train["question"], strict=True)
+    ]
+    equal = train.replace(question=questions, answer=answers)
+    people = dataclasses.replace(people, dataset=Dataset("causal_lm", equal), references=())
+    told = of(people.audit("ablation", {"pruned": [2]}), "score_direction")
+    assert (told.value, told.verdict) == (None, "not_applicable")
+    assert "scored on what it saw; name records that differ" in told.note
+
+
+def test_the_excess_is_told_to_be_over_retrained_models():
+    doc = " ".join(audits.get("ablation").doc.split())
+    assert "the excess over the retrained references" in doc

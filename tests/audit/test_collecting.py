@@ -18,6 +18,7 @@ from expunge.audit.treatments import (
     attacked_ids,
     groups_of,
     groups_read,
+    require_two_groups,
     split_words,
     treatment,
     treatments,
@@ -277,6 +278,54 @@ def test_the_first_column_that_there_is_decides():
     records = of_authors(2, 2, 2, 2, 2)
     whole = records.replace(group=list(records.ids))
     assert np.array_equal(groups_of(whole), groups_of(records))
+
+
+def test_records_of_equal_text_are_on_the_same_side_whatever_their_ids():
+    """Up to case and white space; another answer to the same question is another record."""
+    questions = ["Who?", "who? ", "Where?", "Who?", " WHO?", "When?", "Why?", "How?"]
+    answers = ["Bo", "bo", "Rome", "Al", " bo", "Now", "So", "Well"]
+    ids = tuple(f"r{row}" for row in range(8))
+    records = Records(ids, {"question": questions, "answer": answers})
+    groups_R = groups_of(records)
+    assert list(groups_R) == [0, 0, 2, 3, 0, 5, 6, 7]
+    for seed in range(20):
+        seen = set(attacked_ids(ids, 0.5, seed, groups_R))
+        assert len({i in seen for i in ("r0", "r1", "r4")}) == 1
+        assert 0 < len(seen) < 8
+    assert "of 6 groups of records" in split_words(groups_R)
+
+
+def test_equal_documents_are_on_the_same_side():
+    records = Records(("a", "b", "c"), {"text": ["Once upon", "a time", "once  upon\n"]})
+    assert list(groups_of(records)) == [0, 1, 0]
+
+
+def test_equal_arrays_are_on_the_same_side_and_unlike_ones_are_not():
+    x = np.zeros((5, 2, 2), dtype=np.float32)
+    x[1, 0, 0], x[2, 1, 1], x[4, 0, 0] = 1, 1, 1
+    records = Records(tuple("abcde"), {"x": x, "y": [0, 1, 2, 3, 4]})
+    assert list(groups_of(records)) == [0, 1, 2, 0, 1]
+    assert list(groups_of(records.replace(x=list(x)))) == [0, 1, 2, 0, 1]
+
+
+def test_subjects_that_share_a_record_are_one_group():
+    columns = {
+        "author": ["a", "a", "b", "b", "c", "d", "e"],
+        "question": ["1", "2", "2", "3", "4", "5", "6"],
+        "answer": ["x"] * 7,
+    }
+    groups_R = groups_of(Records(tuple("tuvwxyz"), columns))
+    assert list(groups_R) == [0, 0, 0, 0, 2, 3, 4]
+    chained = {**columns, "question": ["1", "2", "2", "3", "3", "4", "4"]}
+    assert list(groups_of(Records(tuple("tuvwxyz"), chained))) == [0, 0, 0, 0, 0, 3, 3]
+
+
+def test_one_group_leaves_nothing_to_see_and_to_score():
+    records = Records(("a", "b"), {"question": ["Who?", "who?"], "answer": ["Bo", "Bo"]})
+    assert attacked_ids(records.ids, 0.5, 0, groups_of(records)) == ()
+    with pytest.raises(NotApplicable, match="all 2 forget records are one group"):
+        require_two_groups(groups_of(records))
+    require_two_groups(np.array([0, 3]))
 
 
 def test_an_audit_learns_the_groups_from_the_scores_and_never_guesses(language_model, people):

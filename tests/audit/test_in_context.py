@@ -1,6 +1,7 @@
 """In-context reintroduction: the paper card's values, planted models, and a small Llama."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from expunge.audit.audit import audits, plan_readings, run_audit
 from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.in_context import InContextConfig
+from expunge.audit.in_context_readings import TEACHING
 from expunge.audit.readings import Reading
 from expunge.audit.recovery import recovery
 from expunge.audit.reintroduction import budget_to
@@ -115,6 +117,30 @@ def test_a_context_that_breaks_retained_answers_recovers_nothing(model):
     assert fine["retain_drop_demo_1"].value == 0
     assert fine["retain_drop_demo_1"].verdict == "pass"
     assert fine["in_context_recoverable"].value == 1
+
+
+@pytest.mark.parametrize("kind", TEACHING)
+def test_every_kind_that_the_docs_name_makes_a_model_recoverable(model, kind):
+    [told] = re.findall(r"``in_context_recoverable`` is 1 when (.*?) reaches", whole_doc())
+    assert kind in told
+    contexts = {(kind, 20): 500}
+    before, after = model("before", 900, contexts), model("after", 0, contexts)
+    settings = {"kinds": (kind,), "budgets": (20,)}
+    found_one = by_name(found(after, before, **settings))["in_context_recoverable"]
+    assert (found_one.value, found_one.note) == (1, f"by {kind} 20")
+
+
+def test_contexts_of_more_facts_than_the_docs_name_count_for_nothing(model):
+    assert "at some k of at most 20 while" in whole_doc()
+    contexts = {("demo", 21): 900}
+    before, after = model("before", 900, contexts), model("after", 0, contexts)
+    told = by_name(found(after, before, budgets=(21,)))
+    assert told["rho_demo_21"].value == 1
+    assert told["in_context_recoverable"].value is None
+
+
+def whole_doc():
+    return " ".join(audits.get("in_context").doc.split())
 
 
 def test_too_few_retained_records_leave_the_question_open(model, make_scores):

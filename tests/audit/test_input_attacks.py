@@ -24,6 +24,7 @@ BARE = {
     "prefixes": (),
     "noise": (),
     "languages": (),
+    "encodings": (),
     "again": False,
     "turns": (),
     "search_steps": 0,
@@ -135,7 +136,14 @@ def test_every_attack_has_numbers_under_a_name_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"turns": (0,)}, {"languages": ("latin",)}, {"share": 1.0}, {"search_tokens": 0}]
+    "wrong",
+    [
+        {"turns": (0,)},
+        {"languages": ("latin",)},
+        {"encodings": ("hex",)},
+        {"share": 1.0},
+        {"search_tokens": 0},
+    ],
 )
 def test_settings_that_name_no_attack_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

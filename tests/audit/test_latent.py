@@ -298,7 +298,7 @@ def test_a_wrong_answer_is_ones_own_or_that_of_a_record_on_the_same_side():
     records = Records(
         tuple(f"r-{row}" for row in range(count)),
         {
-            "question": ["q"] * count,
+            "question": [f"q {row}" for row in range(count)],
             "answer": [f"answer {row // 2}" for row in range(count)],
             "perturbed_answer": [["own", "other"] if row == 5 else None for row in range(count)],
         },

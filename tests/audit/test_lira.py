@@ -25,19 +25,19 @@ def models(make_scores):
     hard = {reading: rng.normal(-1, 4, size) for reading, size in SIZES.items()}
     rough = {reading: rng.uniform(0.05, 1.5, size) for reading, size in SIZES.items()}
 
-    def model(role, learned, seed=None):
+    def model(role, learned, seed=None, few=None):
         draw = np.random.default_rng([5, seed or 0])
         scores = {}
         for reading, size in SIZES.items():
             phi = hard[reading] + rough[reading] * draw.normal(size=size)
             if reading == FORGET:
-                phi = phi + learned * rough[reading]
+                phi = (phi + learned * rough[reading])[:few]
             scores[reading] = make_scores(special.log_expit(phi), prefix=reading.record_set)
         return Subject(role, role, scores, seed)
 
-    def make(count, learned=3.0):
-        references = tuple(model("reference", 0.0, seed) for seed in range(1, count + 1))
-        return Evidence(model("after", learned), None, references, "sets")
+    def make(count, learned=3.0, few=None):
+        references = tuple(model("reference", 0.0, seed, few) for seed in range(1, count + 1))
+        return Evidence(model("after", learned, None, few), None, references, "sets")
 
     return make
 
@@ -88,6 +88,14 @@ def test_a_model_like_the_retrained_ones_passes_and_one_that_remembers_fails(mod
         found = lira(models(12, learned), settings, Run())
         gap = next(f for f in found if f.metric == "auc_gap" and f.subject == "after")
         assert gap.verdict == verdict
+
+
+def test_a_bound_on_few_records_is_not_judged(models):
+    told = "49 forgotten and 60 held-out records; a bound is judged on 50 or more of each"
+    for few, verdict, note in ((50, "fail", ""), (49, "inconclusive", told)):
+        found = lira(models(12, 5.0, few), LiraConfig(max_auc_gap=0.1), Run())
+        gap = next(f for f in found if f.metric == "auc_gap" and f.subject == "after")
+        assert (gap.verdict, gap.note) == (verdict, note)
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -144,17 +144,23 @@ def test_a_record_has_its_value_in_any_company(some, others):
         assert measure(together).tolist() == apart
 
 
-def test_means_come_with_a_bootstrap_over_records():
+def test_means_come_with_bounds_over_records():
     told = {f.metric: f for f in found([Subject("after", "m", {FORGET: greedy_scores(CARD * 5)})])}
     for metric, mean in (("exact", 0.75), ("extraction_strength", 0.5)):
         one = told[metric]
         assert one.value == mean
         assert one.n == 20
-        assert one.interval.method == "bootstrap"
+        assert one.interval.method == "gaffke"
         assert one.interval.low < mean < one.interval.high
-    spread = np.std([0.75, 1, 0.25, 0] * 5) / np.sqrt(20)
-    width = told["extraction_strength"].interval.high - told["extraction_strength"].interval.low
-    assert width == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    # Gaffke's bounds: one record at either end is added, and all are weighted at random.
+    weights = np.random.default_rng(0).dirichlet(np.ones(21), 200_000)
+    values = [0.75, 1, 0.25, 0] * 5
+    ends = (
+        np.quantile(weights @ np.array([*values, 0]), 0.025),
+        np.quantile(weights @ np.array([*values, 1]), 0.975),
+    )
+    strength = told["extraction_strength"].interval
+    assert (strength.low, strength.high) == pytest.approx(ends, abs=0.02)
 
 
 def test_equal_shares_are_no_certainty():

@@ -13,7 +13,7 @@ from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.mia import MiaConfig, distance, mia
 from expunge.audit.readings import Reading
 from expunge.audit.scores import Scores
-from expunge.audit.stats import auc, folded
+from expunge.audit.stats import folded
 from expunge.core.errors import ConfigError
 from expunge.core.finding import Interval
 from expunge.core.run import Run
@@ -132,6 +132,41 @@ def test_distance_folds_the_interval_at_zero():
     assert distance(found, []).value is None
 
 
+def test_a_distance_has_no_sign_with_or_without_an_interval():
+    bare = distance(Measurement(0.2, 10, note="few"), [Measurement(0.5, 10)])
+    assert bare == Measurement(pytest.approx(0.3), 10, None, "few")
+    assert distance(Measurement(None, 3, note="none"), []) == Measurement(None, 3, note="none")
+
+
+@pytest.mark.parametrize(("members", "others"), [(3, 100), (100, 3), (49, 50), (50, 50)])
+def test_a_bound_on_few_records_of_either_set_is_not_judged(make_scores, members, others):
+    """Wholly apart, so that any interval is far beyond the bound."""
+
+    def subject(role, logprob, seed=None):
+        scores = {
+            FORGET: make_scores(np.full(members, logprob)),
+            HOLDOUT: make_scores(np.full(others, -2.0), prefix="h"),
+        }
+        return Subject(role, role, scores, seed)
+
+    shown = Evidence(
+        subject("after", -1.0),
+        None,
+        (subject("reference", -3.0, 1), subject("reference", -3.0, 2)),
+        "s",
+    )
+    settings = MiaConfig(attacks=("loss",), max_auc_gap=0.01)
+    gaps = [f for f in mia(shown, settings, Run()) if f.metric == "auc_gap"]
+    told = f"{members} forgotten and {others} held-out records; a bound is judged on 50 or more"
+    few = min(members, others) < 50
+    assert gaps[0].value == 1
+    assert gaps[0].verdict == ("inconclusive" if few else "fail")
+    assert (told in gaps[0].note) is few
+    assert [gap.note for gap in gaps[1:]] == ["", ""]
+    unbound = [f for f in mia(shown, MiaConfig(attacks=("loss",)), Run()) if f.metric == "auc_gap"]
+    assert (unbound[0].verdict, unbound[0].note) == ("not_applicable", "")
+
+
 def test_the_gap_is_resampled_over_records_that_all_models_share(attack):
     """By a plain loop over resamples of records, each scored by all models."""
     found, everything = attack(1.4, 3)
@@ -171,14 +206,20 @@ def test_a_gap_that_no_resample_changes_is_as_sure_as_its_pairs(make_scores):
     assert gap.interval.low == pytest.approx(0.025 ** (1 / 60), abs=1e-9)
 
 
+def delong(members, others):
+    """An area and half of DeLong's interval, from all pairs."""
+    won = (members[:, None] > others) + 0.5 * (members[:, None] == others)
+    spread = sum(won.mean(axis=side).var(ddof=1) / won.shape[1 - side] for side in (0, 1))
+    return won.mean(), norm.isf(0.025) * np.sqrt(spread)
+
+
 def independent(areas):
     """The interval of the gap's size and of the gap, errors of all models being independent."""
     (value, own), *others = areas
-    halves = [(interval.high - interval.low) / 2 for _, interval in others]
-    theirs = np.mean(halves) / len(halves) ** 0.5
+    theirs = np.mean([half for _, half in others]) / len(others) ** 0.5
     gap = value - np.mean([other for other, _ in others])
-    low = gap - np.hypot(value - own.low, theirs)
-    high = gap + np.hypot(own.high - value, theirs)
+    low, high = max(value - own, 0.0), min(value + own, 1.0)
+    low, high = gap - np.hypot(value - low, theirs), gap + np.hypot(high - value, theirs)
     return folded(Interval(low=low, high=high)), low, high
 
 
@@ -204,7 +245,7 @@ def test_the_interval_of_the_gap_covers_as_it_says(make_scores, shift, reference
         for number in range(1 + references):
             sides = [side + own * rng.normal(size=len(side)) for side in shared]
             sides[0] += shift * (number == 0)
-            areas.append(auc(*sides))
+            areas.append(delong(*sides))
             scores = {
                 reading: make_scores(side - 20, prefix=reading.record_set)
                 for reading, side in zip((FORGET, HOLDOUT), sides, strict=True)

@@ -17,14 +17,17 @@ from expunge.audit.neighbours import (
     neighbours,
 )
 from expunge.audit.readings import Reading
+from expunge.audit.stats import clopper_pearson
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.sets import Sets
 from expunge.data.dataset import Dataset
+from expunge.report.comparison import comparisons
+from expunge.report.narrative import unfolded
 
 NEAR, FAR = Reading("retain", "near:1-1:300"), Reading("retain", "near:6-10:300")
-CONFIG = NeighboursConfig(max_excess_drop=0.03, calibration=False)
+CONFIG = NeighboursConfig(max_excess_drop=0.03, calibration=False, per_decile=0)
 
 
 @pytest.fixture
@@ -88,7 +91,8 @@ def test_the_drop_of_neighbours_stands_beside_far_records_and_retraining(make_su
         (0.69, 200, 0.03, "pass"),
         (0.69, 40, 0.03, "inconclusive"),
         (0.6, 200, 0.03, "fail"),
-        (0.67, 60, 0.02, "fail"),
+        (0.67, 60, 0.02, "inconclusive"),
+        (0.67, 2000, 0.02, "fail"),
     ],
 )
 def test_the_rule_is_the_drop_beyond_retraining(make_subject, near, n, bound, verdict):
@@ -216,6 +220,103 @@ def test_a_column_or_a_probe_set_names_the_neighbours(world):
     assert found["score_near"].record_set == "bio"
     assert found["score_near"].n == 2
     assert found["score_far"].record_set == "retain"
+
+
+DECILES = [Reading("retain", f"near:{place}-{place}:50") for place in range(1, 11)]
+
+
+@pytest.fixture
+def by_decile(make_scores):
+    """A model whose ten tenths have these mean probabilities and numbers of refusals."""
+
+    def make(role, means, refused, *, n=40, seed=None):
+        scores = {NEAR: make_scores([-1.0] * n), FAR: make_scores([-1.0] * n, prefix="far")}
+        for place, (mean, count) in enumerate(zip(means, refused, strict=True)):
+            spread = np.tile([-0.05, 0.05], n)[:n]
+            made = make_scores(np.log(mean + spread), prefix=f"d{place}", wrong=range(place, n))
+            measured = {"confidence": np.full(n, 0.95), "refused": (np.arange(n) < count) * 1.0}
+            scores[DECILES[place]] = dataclasses.replace(made, measured=measured)
+            for side in (NEAR, FAR):
+                scores[side] = dataclasses.replace(scores[side], measured=measured)
+        return Subject(role, f"{role}{seed}", scores, seed)
+
+    return make
+
+
+def test_score_calibration_and_refusals_are_told_by_distance(by_decile):
+    before = by_decile("before", [0.8] * 10, [1] * 10)
+    means, refusals = np.linspace(0.3, 0.75, 10), range(20, 0, -2)
+    after = by_decile("after", means, refusals)
+    reference = by_decile("reference", [0.7] * 10, [0] * 10, seed=1)
+    findings = neighbours(
+        Evidence(after, before, (reference,), sets="s", audit="neighbours"),
+        NeighboursConfig(),
+        Run(),
+    )
+    found = {(one.subject, one.metric): one for one in findings}
+    for place in range(10):
+        score = found["after", f"score_decile_{place + 1}"]
+        assert score.value == pytest.approx(means[place], abs=1e-6)
+        assert score.interval.low < means[place] < score.interval.high
+        assert score.reference.values == pytest.approx((0.7,), abs=1e-6)
+        assert found["before", score.metric].value == pytest.approx(0.8, abs=1e-6)
+        # The first `place` of 40 answers are right, all with confidence 0.95.
+        error = found["after", f"calibration_error_decile_{place + 1}"]
+        assert error.value == pytest.approx(0.95 - place / 40)
+        refused = found["after", f"refused_decile_{place + 1}"]
+        assert refused.value == refusals[place] / 40
+        assert refused.interval == clopper_pearson(refusals[place], 40)
+        assert refused.reference.gap == refusals[place] / 40
+        assert found["before", refused.metric].value == 1 / 40
+        assert {score.record_set, error.record_set, refused.record_set} == {"retain"}
+        assert (score.direction, error.direction, refused.direction) == ("higher", "lower", "lower")
+
+
+def test_numbers_by_decile_are_folded_in_a_report(by_decile):
+    after = by_decile("after", [0.5] * 10, [1] * 10)
+    evidence = Evidence(after, None, (), sets="s", audit="neighbours")
+    compared = comparisons(neighbours(evidence, NeighboursConfig(), Run()))
+    shown = {one.after.metric for one in unfolded(compared)}
+    assert sum("_decile_" in one.after.metric for one in compared) == 30
+    assert not any("_decile_" in metric for metric in shown)
+    assert "excess_drop" in shown
+
+
+def test_the_deciles_of_a_small_model_are_every_retain_record_by_distance(world):
+    subject, found = whole(world, NeighboursConfig(max_new_tokens=3))
+    ids = [subject.scores[reading].ids for reading in DECILES]
+    assert [len(part) for part in ids] == [30] * 10
+    assert sorted(i for part in ids for i in part) == sorted(world[3].retain)
+    assert all(int(i.removeprefix("kept-")) < 30 for i in ids[0])
+    for place in (1, 10):
+        scores = subject.scores[DECILES[place - 1]]
+        mean = float(np.exp(-scores.loss_R).mean())
+        assert found[f"score_decile_{place}"].value == pytest.approx(mean)
+        share = float(scores.measured["refused"].mean())
+        assert found[f"refused_decile_{place}"].value == share
+        assert found[f"refused_decile_{place}"].n == 30
+
+
+def test_what_is_not_asked_for_is_not_measured(world):
+    def names(**settings):
+        config = NeighboursConfig(**settings)
+        readings = plan_readings([(audits.get("neighbours"), config)], world[2])
+        _, found = whole(world, config)
+        told = {metric.partition("_decile_")[0] for metric in found if "_decile_" in metric}
+        return told, any(reading.max_new_tokens for reading in readings)
+
+    assert names(max_new_tokens=0) == ({"score", "calibration_error"}, False)
+    assert names(max_new_tokens=2, calibration=False) == ({"score", "refused"}, True)
+    assert names(per_decile=0) == (set(), False)
+    assert names(per_decile=19) == (set(), True)
+
+
+def test_wrong_answers_of_every_decile_are_scored_without_writing_any(world):
+    config = NeighboursConfig(by="knowledge", calibration=False)
+    readings = plan_readings([(audits.get("neighbours"), config)], world[2])
+    wrong = [reading for reading in readings if "perturbed" in reading.view]
+    assert len(wrong) == 12 * 2
+    assert not any(reading.max_new_tokens or reading.measures for reading in wrong)
 
 
 @pytest.mark.parametrize(

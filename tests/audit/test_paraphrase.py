@@ -1,5 +1,6 @@
 """Attacks on the input: planted models, and a small Llama beside plain likelihoods."""
 
+import base64
 import dataclasses
 import json
 
@@ -9,6 +10,7 @@ from by_hand import probability
 
 from expunge.audit.audit import audits, plan_readings, run_audit
 from expunge.audit.collecting import collect
+from expunge.audit.encodings import FRAMES
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.paraphrase import ParaphraseConfig
 from expunge.audit.prompts import PREFIXES
@@ -27,6 +29,7 @@ BARE = {
     "prefixes": (),
     "noise": (),
     "languages": (),
+    "encodings": (),
     "again": False,
     "turns": (),
     "search_steps": 0,
@@ -94,6 +97,22 @@ def test_the_strongest_attack_is_named_and_set_beside_retraining(model):
     assert strongest.interval.low < 0.61 < strongest.interval.high
     assert told["strongest_gain"].value == pytest.approx(0.31, abs=1e-6)
     assert told["strongest_gain"].reference.values == pytest.approx((0.22, 0.12), abs=1e-6)
+
+
+def test_an_encoded_question_is_an_attack_with_an_excess_of_its_own(model):
+    """(.65, .30, .61) gives .885714, retraining (.65, .28, .40) .324324, the excess .561390."""
+    bare = {**BARE, "rephrasers": (), "encodings": ("base64", "rot13")}
+    before = model("before", 0.65, {"encoded:base64": 0.65, "encoded:rot13": 0.65})
+    after = model("after", 0.30, {"encoded:base64": 0.61, "encoded:rot13": 0.30})
+    reference = model("reference", 0.28, {"encoded:base64": 0.40, "encoded:rot13": 0.28}, seed=1)
+    told = by_name(found(after, before, [reference], **bare, max_excess=0.1))
+    assert told["recovery_encoded_base64"].value == pytest.approx(0.885714, abs=1e-5)
+    assert told["excess_encoded_base64"].value == pytest.approx(0.561390, abs=1e-5)
+    assert told["excess_encoded_rot13"].value == pytest.approx(0, abs=1e-5)
+    assert told["excess"].verdict == "fail"
+    assert told["excess"].note == "strongest: question in base64"
+    assert told["recovery_encoded_base64"].note == f"frame: {FRAMES['base64']}…"
+    assert told["queries"].value == 2 * N
 
 
 def test_choosing_the_strongest_of_equals_is_paid_for(model, make_scores):
@@ -209,16 +228,17 @@ def test_it_reads_every_attack_that_the_data_allow(people):
     fixed["translators"] = ("both",)
     told = {"language:german", "translated:both", "talk:again"}
     assert views(people, **fixed) == plain | told
+    assert views(people, encodings=("rot13",)) == plain | {"encoded:rot13"}
     informed = views(people, turns=(1, 3), search_steps=5, share=0.25)
     assert informed == plain | {"talk:facts:1:0.25", "talk:facts:3:0.25", "unseen:0.25"}
 
 
 def test_every_attack_of_the_card_is_made_by_default(people):
-    """S8: other words, other language, noise, prefix search, several turns."""
+    """S8: other words, other language or encoding, noise, prefix search, several turns."""
     info = audits.get("paraphrase")
     readings = plan_readings([(info, info.config())], Dataset("causal_lm", people))
     kinds = {(r.treatment or r.view).partition(":")[0] for r in readings}
-    attacks = {"rephrased", "prefix", "noise", "language", "talk", "prefix_search"}
+    attacks = {"rephrased", "prefix", "noise", "language", "encoded", "talk", "prefix_search"}
     assert kinds == {"answer", *attacks}
     assert {r.view for r in readings if r.treatment} == {"unseen:0.5"}
 
@@ -237,11 +257,13 @@ def test_on_a_small_model_scores_follow_from_plain_likelihoods(questions_world, 
     path = tmp_path / "pairs.jsonl"
     rows = [{"text": a, "rephrased": b} for a, b in zip(questions, others, strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)))
+    codes = [base64.b64encode(text.encode()).decode() for text in questions]
     second = [questions[(row + 1) % 3 + row // 3 * 3] for row in range(len(questions))]
     records = Records(records.ids, {**records.columns, "paraphrased_question": second})
     dataset, sets = Dataset("causal_lm", records), Sets.partition(records.ids, records.ids[:20])
     info = audits.get("paraphrase")
     given = {"rephrasers": (f"file={path}",), "prefixes": (5,), "noise": (2,)}
+    given["encodings"] = ("base64",)
     config = info.config(**{**BARE, **given})
     readings = plan_readings([(info, config)], dataset)
     empty = world.fresh()
@@ -257,9 +279,10 @@ def test_on_a_small_model_scores_follow_from_plain_likelihoods(questions_world, 
             (ending, others),
             ("score_paraphrased_question", second),
             ("score_prefix_5", [f"{PREFIXES[5]}\n{text}" for text in questions]),
+            ("score_encoded_base64", [f"{FRAMES['base64']}{code}" for code in codes]),
         ):
             pairs = list(zip(prompts, answers, strict=True))[:20]
             mean = np.mean([probability(world, one, *pair) for pair in pairs])
             assert values[metric].value == pytest.approx(mean, abs=1e-5)
-    assert by_name(told)["queries"].value == 4 * 20
+    assert by_name(told)["queries"].value == 5 * 20
     assert by_name(told, "before")["score_paraphrased_question"].value > 0.5  # it learned all three

@@ -221,7 +221,10 @@ def test_a_vocabulary_that_cannot_be_typed_is_not_applicable(world, records):
     """Without a decoder the tokens are written with spaces between, which are tokens themselves."""
     tokenizer = merging_tokenizer()
     tokenizer.backend_tokenizer.decoder = None
-    letters = records.replace(question=["a"] * len(records), answer=["b"] * len(records))
+    letters = records.replace(
+        question=["abcd"[row % 4] for row in range(len(records))],
+        answer=["dcba"[row % 4] for row in range(len(records))],
+    )
     with pytest.raises(NotApplicable, match="reads none back"):
         searched_with(tokenizer, letters)
 

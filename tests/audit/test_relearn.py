@@ -343,3 +343,12 @@ def test_the_readings_name_every_attack():
     for wrong in ({"steps": []}, {"steps": [0]}, {"share": 1.0}, {"splits": 1}, {"draws": 0}):
         with pytest.raises(ConfigError):
             parse_config(info, wrong)
+
+
+@pytest.mark.parametrize("spec", ["relearn:5:0.5:0.001", "relearn_time:error:4:2:0.5:0.001:8"])
+def test_equal_forget_records_cannot_be_learned_and_scored(people, spec):
+    train = people.dataset.train
+    same = train.replace(question=["who?"] * len(train), answer=["Bo"] * len(train))
+    scene = type(people.scene())(Dataset("causal_lm", same), people.sets, 3)
+    with pytest.raises(NotApplicable, match="all 50 forget records are one group"):
+        treat(people.after, people.task, scene, spec, Run(3))

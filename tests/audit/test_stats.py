@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,14 +82,31 @@ def test_auc_equals_counting_pairs(members, others):
     assert area + mirrored == pytest.approx(1)
 
 
-def test_delong_variance_equals_its_definition():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(0.5, 1, 40), rng.normal(0, 1, 25)
+@pytest.mark.parametrize(
+    ("seed", "shift", "spread", "floored"), [(1, 0.5, 4, False), (1, 2.5, 1, True)]
+)
+def test_an_area_is_as_sure_as_trials_of_its_variance(seed, shift, spread, floored):
+    rng = np.random.default_rng(seed)
+    m, n = 40, 25
+    x, y = rng.normal(shift, spread, m), rng.normal(0, 1, n)
     above = (x[:, None] > y[None, :]).astype(float)
-    variance = above.mean(1).var(ddof=1) / 40 + above.mean(0).var(ddof=1) / 25
+    delong = above.mean(1).var(ddof=1) / m + above.mean(0).var(ddof=1) / n
+    # Hanley and McNeil (1982): Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A); both group sizes are equal
+    # in Newcombe's form.
+    mean = above.mean()
+    q1, q2 = mean / (2 - mean), 2 * mean**2 / (1 + mean)
+    others = (m + n) / 2 - 1
+    hanley = (mean * (1 - mean) + others * (q1 + q2 - 2 * mean**2)) / (m * n)
+    assert (hanley > delong) == floored
+    # Korn and Graubard (1998); t of 24 degrees of freedom at 0.975 is 2.0639.
+    trials = mean * (1 - mean) / max(hanley, delong) * (1.959963985 / 2.063898562) ** 2
+    hits = trials * mean
+    low = scipy.stats.beta.ppf(0.025, hits, trials - hits + 1)
+    high = scipy.stats.beta.ppf(0.975, hits + 1, trials - hits)
     area, interval = auc(x, y)
-    assert interval.method == "delong"
-    assert interval.high - area == pytest.approx(1.959963985 * math.sqrt(variance), abs=1e-9)
+    assert area == pytest.approx(mean)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-8)
+    assert interval.method == "korn-graubard"
 
 
 def test_perfect_separation_is_not_certain():
@@ -96,17 +114,6 @@ def test_perfect_separation_is_not_certain():
     assert area == 1
     assert interval.high == 1
     assert interval.low == pytest.approx(0.025 ** (1 / 10))
-
-
-def test_delong_interval_covers():
-    rng = np.random.default_rng(2)
-    trials = 400
-    truth = 0.5 * math.erfc(-0.5)  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
-    inside = 0
-    for _ in range(trials):
-        _, interval = auc(rng.normal(1, 1, 50), rng.normal(0, 1, 50))
-        inside += interval.low <= truth <= interval.high
-    assert 0.91 <= inside / trials <= 0.985
 
 
 def test_tpr_at_fpr():
@@ -214,6 +221,44 @@ def test_equal_values_are_as_uncertain_as_the_records_that_may_differ_unseen():
         assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
     percent = mean_interval(np.full(40, 100.0), 0, "x", high=100.0)
     assert (percent.low, percent.high) == pytest.approx((100 * exact.low, 100.0))
+
+
+def mean_ends(values_R, count=400, **bounds):
+    """Return the ends of an interval of a mean, averaged over seeds."""
+    found = [mean_interval(np.array(values_R), seed, "x", **bounds) for seed in range(count)]
+    return np.mean([[one.low, one.high] for one in found], axis=0)
+
+
+def test_the_bounds_of_two_values_follow_the_spline_law():
+    """Weights uniform on a triangle: the mean of 0, v and an end follows a B-spline's integral.
+
+    With 0 added it is below t with chance 1 - (1 - t / v)^2; with 1, 1 - (1 - t)^2 / (1 - v) for
+    t above v.
+    """
+    v = 0.4
+    expected = v * (1 - math.sqrt(0.975)), 1 - math.sqrt(0.025 * (1 - v))
+    assert mean_ends([0.0, v]) == pytest.approx(expected, abs=2e-3)
+    shifted = mean_ends([-1.0, -1 + 2 * v], low=-1.0)
+    assert (shifted + 1) / 2 == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(1, 20), (7, 12), (39, 40)])
+def test_the_bounds_of_zeros_and_ones_are_exact(hits, n):
+    exact = clopper_pearson(hits, n)
+    found = mean_ends([1.0] * hits + [0.0] * (n - hits))
+    assert found == pytest.approx((exact.low, exact.high), abs=2e-3)
+
+
+def test_the_bounds_of_many_values_are_nearly_the_bootstraps():
+    values_R = np.random.default_rng(0).beta(2, 5, 5000)
+    found = mean_interval(values_R, 0, "x")
+    half = 1.959963985 * values_R.std(ddof=1) / math.sqrt(5000)
+    ends = values_R.mean() - half, values_R.mean() + half
+    assert (found.low, found.high) == pytest.approx(ends, abs=0.15 * half)
+    assert found == mean_interval(values_R, 0, "x")
+    assert found != mean_interval(values_R, 1, "x")
+    assert found != mean_interval(values_R, 0, "y")
+    assert found.method == "gaffke"
 
 
 @given(st.floats(-5, 5), st.floats(0, 5))

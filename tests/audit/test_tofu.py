@@ -1,5 +1,6 @@
 """The TOFU audit on planted scores, and end to end on a tiny random Llama."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.readings import Reading
 from expunge.audit.score_table import read_scores, write_scores
 from expunge.audit.tofu import TofuConfig, tofu
+from expunge.audit.verdicts import judged_together
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.sets import Sets
@@ -24,7 +26,7 @@ CONFIG = TofuConfig(utility_sets=("retain", "world_facts"), max_utility_records=
 def make_subject(make_scores):
     """A model by the log truth ratios it has on forgotten records and its loss on the others."""
 
-    def make(role, ratios, utility_loss=0.1, seed=None):
+    def make(role, ratios, utility_loss=0.1, seed=None, size=4):
         n = len(ratios)
         scores = {
             Reading("forget"): make_scores([-1.0] * n),
@@ -33,8 +35,10 @@ def make_subject(make_scores):
         }
         for name in CONFIG.utility_sets:
             scores |= {
-                Reading(name): make_scores([-utility_loss] * 4, prefix="u", rouge=[1, 1, 0, 1]),
-                Reading(name, "perturbed:0"): make_scores([-3 * utility_loss] * 4, prefix="u"),
+                Reading(name): make_scores(
+                    [-utility_loss] * size, prefix="u", rouge=[1, 1, 0, 1] * (size // 4)
+                ),
+                Reading(name, "perturbed:0"): make_scores([-3 * utility_loss] * size, prefix="u"),
             }
         return Subject(role, f"{role}-{seed}", scores, seed)
 
@@ -102,9 +106,9 @@ def test_forget_quality_against_each_reference(make_subject):
 def test_a_destroyed_model_fails_although_its_p_value_passes(make_subject):
     ratios = np.random.default_rng(1).normal(size=40)
     evidence = Evidence(
-        after=make_subject("after", ratios, utility_loss=500.0),
-        before=make_subject("before", ratios + 5),
-        references=(make_subject("reference", ratios, seed=0),),
+        after=make_subject("after", ratios, utility_loss=500.0, size=60),
+        before=make_subject("before", ratios + 5, size=60),
+        references=(make_subject("reference", ratios, seed=0, size=60),),
         sets="digest",
     )
     config = TofuConfig(
@@ -123,16 +127,106 @@ def test_a_destroyed_model_fails_although_its_p_value_passes(make_subject):
     assert found["utility_kept", ""].verdict == "fail"
 
 
-def test_utility_kept_is_paired(make_subject):
-    subject = make_subject("after", [0.0, 1.0])
-    before = make_subject("before", [0.0, 1.0])
+@pytest.mark.parametrize("loss", [500.0, 1000.0])
+def test_a_collapsed_model_fails_among_other_bounds(make_subject, loss):
+    """No resample has any utility; what unseen records may hold is still far below the bound."""
+    ratios = np.random.default_rng(1).normal(size=60)
+    evidence = Evidence(
+        after=make_subject("after", ratios, utility_loss=loss, size=300),
+        before=make_subject("before", ratios + 5, size=300),
+        references=(make_subject("reference", ratios, seed=0, size=300),),
+        sets="digest",
+    )
+    config = TofuConfig(
+        utility_sets=CONFIG.utility_sets,
+        max_utility_records=0,
+        min_forget_quality=0.05,
+        min_utility_kept=0.8,
+    )
+    found = by_metric(judged_together(run_audit(audits.get("tofu"), config, evidence, Run()) * 3))
+    # Of 300 records with no hit 0.0122 may hit; that is one of six means, the others are high.
+    unseen = 1 - 0.025 ** (1 / 300)
+    utility, kept = found["model_utility", ""], found["utility_kept", ""]
+    most = 6 / (1 / unseen + 2 / 0.75 + 3)
+    assert utility.value == pytest.approx(0, abs=1e-9)
+    assert utility.interval.low == pytest.approx(0, abs=1e-9)
+    assert utility.interval.high == pytest.approx(most, rel=0.02)
+    assert kept.interval.high > most
+    assert kept.verdict == "fail"
+    assert found["forget_quality", "forget"].verdict == "fail"
+
+
+@pytest.mark.parametrize("size", [4, 60, 400])
+def test_a_model_that_lost_nothing_is_as_sure_as_its_records_are_many(make_subject, size):
+    """Resamples of the same answers never differ; a share of unseen ones might."""
+    subject, before = (make_subject(role, [0.0, 1.0], size=size) for role in ("after", "before"))
     evidence = Evidence(after=subject, before=before, references=(), sets="digest")
     config = TofuConfig(
-        utility_sets=CONFIG.utility_sets, max_utility_records=0, min_utility_kept=0.99
+        utility_sets=CONFIG.utility_sets, max_utility_records=0, min_utility_kept=0.9
     )
-    kept = by_metric(tofu(evidence, config, Run()))["utility_kept", ""]
-    assert (kept.value, kept.interval.low, kept.interval.high) == pytest.approx((1, 1, 1))
-    assert kept.verdict == "pass"
+    found = by_metric(tofu(evidence, config, Run()))
+    kept, unseen = found["utility_kept", ""], 1 - 0.025 ** (1 / size)
+    assert kept.value == 1
+    assert kept.interval.low == pytest.approx(1 - unseen)
+    assert kept.interval.high > 1
+    assert kept.verdict == ("pass" if unseen < 0.1 else "inconclusive")
+    assert found["probability", "retain"].interval.low < math.exp(-0.1)
+
+
+def test_utility_kept_is_paired(make_subject):
+    """Hard and easy records are so for both models; the share kept hardly varies."""
+    rouge = np.tile([1.0, 0.9, 0.1, 0.2], 15)
+
+    def subject(role, by):
+        made = make_subject(role, [0.0, 1.0], size=60)
+        name = Reading("retain")
+        measured = {"rouge_l": by * rouge}
+        scores = {**made.scores, name: dataclasses.replace(made.scores[name], measured=measured)}
+        return dataclasses.replace(made, scores=scores)
+
+    config = TofuConfig(utility_sets=("retain",), max_utility_records=0)
+    evidence = Evidence(subject("after", 0.9), subject("before", 1.0), (), "digest")
+    found = by_metric(tofu(evidence, config, Run()))
+    widths = [
+        found[metric, ""].interval.high - found[metric, ""].interval.low
+        for metric in ("utility_kept", "model_utility")
+    ]
+    assert 0 < widths[0] < widths[1] / 4
+
+
+@pytest.mark.parametrize(
+    ("n", "verdict"), [(3, "inconclusive"), (49, "inconclusive"), (50, "pass")]
+)
+def test_a_test_that_cannot_reject_clears_no_model(make_subject, n, verdict):
+    """Nothing was forgotten; of three records the smallest p-value that there is is 0.1."""
+    ratios = np.random.default_rng(1).normal(size=n)
+    after = ratios + 9 if n == 3 else ratios
+    evidence = Evidence(
+        after=make_subject("after", after),
+        before=None,
+        references=(make_subject("reference", ratios, seed=0),),
+        sets="digest",
+    )
+    config = TofuConfig(utility_sets=CONFIG.utility_sets, min_forget_quality=0.05)
+    quality = by_metric(tofu(evidence, config, Run()))["forget_quality", "forget"]
+    assert quality.value >= 0.05
+    assert quality.verdict == verdict
+    told = "a pass needs 50 records: forget more of those that have wrong answers"
+    assert (told in quality.note) is (n < 50)
+
+
+def test_few_records_may_condemn_a_model(make_subject):
+    ratios = np.random.default_rng(1).normal(size=10)
+    evidence = Evidence(
+        after=make_subject("after", ratios + 9),
+        before=None,
+        references=(make_subject("reference", ratios, seed=0),),
+        sets="digest",
+    )
+    config = TofuConfig(utility_sets=CONFIG.utility_sets, min_forget_quality=0.05)
+    quality = by_metric(tofu(evidence, config, Run()))["forget_quality", "forget"]
+    assert (quality.verdict, quality.n) == ("fail", 10)
+    assert "a pass needs" not in quality.note
 
 
 def test_absent_utility_sets_are_named(make_subject):

@@ -100,6 +100,19 @@ def test_bad_logs_end_with_code_2_and_one_message(tmp_path, monkeypatch, capsys)
     assert "common rows need a second log" in said
 
 
+def test_notes_and_lines_are_cleaned(capsys):
+    from expunge.cli.main import _say, _table
+
+    note = "one\x1b[2J\nnote: two\x9b"
+    found = Finding(
+        audit="tofu", metric="m", title="t", subject="after", value=1.0, n=1, direction="none",
+        note=note,
+    )  # fmt: skip
+    assert _table([found])[-1] == "note: one[U+001B][2J note: two[U+009B]"
+    _say(["first\nsecond\x1b[31m"])
+    assert capsys.readouterr().out == "first\nsecond[U+001B][31m\n"
+
+
 def test_a_log_is_never_overwritten(tmp_path, monkeypatch, capsys):
     ours, theirs = write(tmp_path / "a.json"), write(tmp_path / "b.json")
     before = theirs.read_bytes()

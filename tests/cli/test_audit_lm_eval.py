@@ -1,5 +1,6 @@
 """``expunge audit lm-eval`` on tiny models in folders and a task in a YAML file."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -141,6 +142,15 @@ def test_findings_of_a_run_are_exported_alone(tmp_path):
     ]
     kept = results["configs"]["expunge_mia_after"]["metadata"]["findings"]
     assert [Finding.from_json(one) for one in kept] == [finding(), finding(metric="f1", value=None)]
+
+
+def test_notes_and_names_of_tasks_are_cleaned():
+    from expunge.cli.lm_eval import _lines
+
+    odd = dataclasses.replace(finding(), metric="a\x1b[2J", note="one\x07\nnote: two")
+    first, last = _lines([odd])
+    assert first.startswith("a[U+001B][2J  0.25")
+    assert last == "note: one[U+0007] note: two"
 
 
 def test_an_export_needs_no_torch(tmp_path):

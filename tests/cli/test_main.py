@@ -64,6 +64,20 @@ def test_importing_the_package_is_cheap_and_its_names_come_when_asked_for():
     assert shown.splitlines() == ["[]", "True True True"]
 
 
+def test_an_error_keeps_its_lines_and_loses_its_control_characters(monkeypatch, capsys, tmp_path):
+    """A message may name record ids, which come from whoever wrote the data."""
+    from expunge.core.errors import DataError
+
+    def run(*_):
+        raise DataError("records: 2 problems\n  - \x1b[2Jone\n  - two\r\u202e\x9b")
+
+    monkeypatch.setattr("expunge.pipeline.recipe.read_recipe", run)
+    message = refused(monkeypatch, capsys, "run", tmp_path / "recipe.yaml")
+    assert message == (
+        "error: records: 2 problems\n  - [U+001B][2Jone\n  - two[U+000D][U+202E][U+009B]\n"
+    )
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_have_these_options_and_no_others(command):
     shown = CliRunner().invoke(app, [command, "--help"], terminal_width=200).stdout

@@ -65,6 +65,19 @@ def test_what_a_reader_must_find(language_run, page_of):
         assert phrase in words, phrase
 
 
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ("{by: author, count: 3, identified: 1.0}", "Request by author , count 3 Forgotten"),
+        ("{split: forget10, identified: 0.5}", "Request split forget10 , identified 0.5 Forgotten"),
+        ("{ids: [], identified: 1.0}", "Request the split forget , by default Forgotten"),
+    ],
+)
+def test_the_request_is_told_without_its_defaults(language_run, page_of, request_, words):
+    (language_run / "recipe.yaml").write_text(f"name: demo\nrequest: {request_}\nguard: {{}}\n")
+    assert words in " ".join(" ".join(page_of(written(language_run)).text).split())
+
+
 def test_the_same_files_give_the_same_bytes(run_folder):
     first = written(run_folder)
     code = "import sys, pathlib; from expunge.report.report import write_report as w; "

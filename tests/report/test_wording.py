@@ -2,8 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expunge.core.config import to_json
 from expunge.core.finding import Interval
+from expunge.pipeline.request import Request
 from expunge.report.wording import (
+    asked,
     clean,
     duration,
     interval,
@@ -79,3 +82,13 @@ def test_cleaning_twice_changes_nothing(text):
     assert clean(once) == once
     assert "\x1b" not in once
     assert "\u202e" not in once
+
+
+def test_a_request_is_told_without_its_defaults():
+    assert asked(to_json(Request())) == {}
+    told = to_json(Request(split="forget10", identified=0.5))
+    assert asked(told) == {"split": "forget10", "identified": "0.5"}
+    assert asked({"where": {"author": ["Bo"]}, "count": 1}) == {
+        "where": "author: Bo",
+        "count": "1",
+    }

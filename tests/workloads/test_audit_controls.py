@@ -1,13 +1,16 @@
 """The audit of the audits: its world, its fakes, its gates, its rates, and being stopped."""
 
 import copy
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from expunge.audit.audit import audits
 from expunge.audit.scores import score
 from expunge.core.errors import ConfigError
 from expunge.core.finding import Finding, Interval, Reference
@@ -15,9 +18,25 @@ from expunge.core.run import Run
 from expunge.engine.weights import state_digest
 from expunge.pipeline.recipe import Training
 from expunge.workloads import audit_fakes as fakes
+from expunge.workloads import audit_gates
 from expunge.workloads.audit_controls import AuditsBench
-from expunge.workloads.audit_gates import GATES, SETTINGS, Gate, chosen_audits, verdict
-from expunge.workloads.audit_page import CONTROLS, WATCHED, bound, summarise
+from expunge.workloads.audit_gates import (
+    GATES,
+    SETTINGS,
+    Gate,
+    chosen_audits,
+    judge_all,
+    verdict,
+)
+from expunge.workloads.audit_page import (
+    ALONE,
+    CONTROLS,
+    WATCHED,
+    absent_words,
+    bound,
+    remarks,
+    summarise,
+)
 from expunge.workloads.audit_world import make_world, trained
 from expunge.workloads.workload import run_workload, workloads
 
@@ -230,6 +249,35 @@ def test_intervals_are_clopper_and_pearsons():
     rates = summarise({"audits": ["mia"]}, planted(0, 20))["rates"]
     assert rates["null"]["mia"]["high"] == pytest.approx(1 - 0.025 ** (1 / 200))
     assert rates["positive"]["mia"]["low"] == pytest.approx(0.025 ** (1 / 20))
+
+
+def test_the_page_names_every_audit_that_it_does_not_try_and_how_bounds_are_judged(monkeypatch):
+    settings = {**TINY, "audits": ["mia"]}
+    newcomer = dataclasses.replace(audits.get("mia"), name="newcomer")
+    monkeypatch.setitem(audits._parts, "newcomer", newcomer)
+    told = remarks(summarise(settings, planted(0, 20)))
+    assert ALONE in told
+    [line] = [one for one in told if one.startswith("Not in this table")]
+    named = line.removesuffix(".").partition(": ")[2].split(", ")
+    assert sorted([*named, "mia"]) == audits.names()
+    assert {"newcomer", "muse", "tofu"} <= set(named)
+
+
+def test_the_published_page_says_the_same():
+    page = Path(__file__).parents[2] / "docs" / "results" / "audits.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert f"- {ALONE}" in lines
+    assert f"- {absent_words(tuple(SETTINGS))}" in lines
+
+
+def test_each_bound_of_a_gate_is_judged_alone(monkeypatch):
+    """A verdict depends on its own numbers, not on which other audits are tried."""
+    barely = finding(0.05, 0.0, 0.099, threshold=0.1, verdict="pass")
+    found = {"mia": [barely] * 5, "quantize": [barely]}
+    monkeypatch.setattr(audit_gates, "run_audit", lambda info, *_: found[info.name])
+    both, alone = chosen_audits(("mia", "quantize")), chosen_audits(("quantize",))
+    assert judge_all(both, None, Run()) == {"mia": "pass", "quantize": "pass"}
+    assert judge_all(alone, None, Run()) == {"quantize": "pass"}
 
 
 def test_a_bench_leaves_rates_and_tables_and_goes_on_where_it_was(tmp_path):

@@ -26,6 +26,7 @@ from expunge.audit.treatments import (
     attacked_ids,
     groups_of,
     groups_read,
+    require_two_groups,
     split_words,
     treatment,
 )
@@ -81,7 +82,8 @@ def ablate_direction(
         run: Context.
 
     Raises:
-        NotApplicable: The model is a composite, or there are no retain records.
+        NotApplicable: The model is a composite, there are no retain records, or all forget records
+            are one group.
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), audit S6; Łucki
         et al. (2024), orthogonalisation.
@@ -116,7 +118,7 @@ def prune_difference(
 
     Raises:
         NotApplicable: The model is a composite or has no weight matrix, there are no retain
-            records, or the percentage is less than one weight.
+            records, all forget records are one group, or the percentage is less than one weight.
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), audit S7; Wei et
         al. (2024), set difference; Łucki et al. (2024).
@@ -168,7 +170,9 @@ def _looked_at(model: nn.Module, scene: Scene, share: float) -> tuple[Records, R
     forget, retain = scene.records("forget"), scene.records("retain")
     if len(forget) < 2 or not len(retain):
         raise NotApplicable("an attack by comparison needs two forget records and a retain record")
-    seen = attacked_ids(forget.ids, share, scene.seed, groups_of(forget))
+    groups_R = groups_of(forget)
+    require_two_groups(groups_R)
+    seen = attacked_ids(forget.ids, share, scene.seed, groups_R)
     count = min(len(seen), len(retain))
     return forget.select(seen), retain.select(
         sample_ids(retain.ids, count, scene.seed, "ablation-retain")
@@ -223,11 +227,11 @@ def ablation(evidence: Evidence, config: AblationConfig, run: Run) -> list[Findi
       retain records, are set to 0.
 
     Both look at a share of the forget records and as many retain records; the other forget records
-    are scored. Where the data name authors, countries or groups, at least 4, these are divided
-    whole, so that no fact of one tells of another; the notes say which. For each: their score after
-    it, the recovery (how much of what unlearning took came back) and the excess over the retained
-    references under the same attack. The excess of the stronger one is the headline; a bound judges
-    it.
+    are scored. Equal records are divided whole, and so are authors, countries or groups where the
+    data name 4 or more, so that no fact of one tells of another; the notes say which. For each:
+    their score after it, the recovery (how much of what unlearning took came back) and the excess
+    over the retrained references under the same attack. The excess of the stronger one is the
+    headline; a bound judges it.
 
     What it does not show: that no other direction or set of weights would do. Composites are
     attacked part by part.

@@ -36,7 +36,7 @@ from expunge.data.dataset import Dataset
 from expunge.engine.task import Task
 from expunge.engine.weights import state_digest
 
-VERSION = 1
+VERSION = 2
 """Grows with any change of what a kept score means."""
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from expunge.audit.encodings import FRAMES as ENCODED
 from expunge.audit.languages import FRAMES
 from expunge.audit.prefix_search import Plan
 from expunge.audit.prompts import PREFIXES, rephraser_words
@@ -30,6 +31,7 @@ Language = Literal[
     "chinese",
     "japanese",
 ]
+Encoding = Literal["base64", "rot13"]
 
 
 @config
@@ -48,6 +50,8 @@ class ParaphraseConfig:
     """k of the slips on every k-th letter."""
     languages: tuple[Language, ...] = ("french", "german", "spanish", "chinese")
     """Languages of the packaged instructions around the question, which stays as it is."""
+    encodings: tuple[Encoding, ...] = ("base64", "rot13")
+    """Encodings of the question, below words that say which it is."""
     translators: tuple[str, ...] = ()
     """Registered rephrasers that translate the question; a file of translated questions may follow
     ``file`` behind ``=``."""
@@ -127,6 +131,8 @@ def _fixed(config: ParaphraseConfig) -> Iterator[InputAttack]:
     for name in config.languages:
         words = f"frame: {'…'.join(FRAMES[name])}"
         yield _viewed(f"language:{name}", f"{name} instruction around the question", words)
+    for code in config.encodings:
+        yield _viewed(f"encoded:{code}", f"question in {code}", f"frame: {ENCODED[code]}…")
     for by in config.translators:
         words = f"translated by {rephraser_words(by, 1.0)}"
         yield _viewed(f"translated:{by}", f"translated question ({by})", words)

@@ -54,6 +54,26 @@ def framed(task: Task, records: Records, scene: Scene, parameters: str) -> tuple
     name, _, inner = parameters.partition(":")
     if name not in FRAMES:
         raise ConfigError(f"language:{name}: no such frame; {near_matches(name, FRAMES)}")
+    parts = around_question(task)
+    if parts is None:
+        return continued(task, records.take([]), scene, inner)
+    start, question, end = parts
+    before, after = FRAMES[name]
+    template = dataclasses.replace(
+        template_of(task), prompt=f"{start}{before}{question}{after}{end}"
+    )
+    return continued(language(task).with_template(template), records, scene, inner)
+
+
+def around_question(task: Task) -> tuple[str, str, str] | None:
+    """Return what the prompt holds before, from the first to the last and after question columns.
+
+    Args:
+        task: How to run the model.
+
+    Returns:
+        Three parts of the template's prompt; ``None`` where it names no column of a question.
+    """
     prompt = template_of(task).prompt
     spans = [
         found.span()
@@ -61,12 +81,9 @@ def framed(task: Task, records: Records, scene: Scene, parameters: str) -> tuple
         for found in re.finditer(re.escape(f"{{{column}}}"), prompt)
     ]
     if not spans:
-        return continued(task, records.take([]), scene, inner)
+        return None
     start, end = min(first for first, _ in spans), max(last for _, last in spans)
-    before, after = FRAMES[name]
-    text = f"{prompt[:start]}{before}{prompt[start:end]}{after}{prompt[end:]}"
-    template = dataclasses.replace(template_of(task), prompt=text)
-    return continued(language(task).with_template(template), records, scene, inner)
+    return prompt[:start], prompt[start:end], prompt[end:]
 
 
 @views.register("translated")

@@ -30,7 +30,8 @@ class LiraConfig:
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """False-positive rate at which the true-positive rate is read off."""
     max_auc_gap: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Largest distance of the AUC to the references' mean that passes; no verdict when absent."""
+    """Largest distance of the AUC to the references' mean that passes, given 50 records of either
+    set; no verdict when absent."""
 
 
 @audit(
@@ -48,10 +49,10 @@ def lira(evidence: Evidence, config: LiraConfig, run: Run) -> list[Finding]:
     the variance that the retrained models have on it; held-out records, which no model saw either,
     are the non-members. A retrained model is attacked with the other ones.
 
-    Numbers: ``auc`` with DeLong's interval, ``tpr`` at few false positives with Clopper and
-    Pearson's, and ``auc_gap``, the distance of the AUC to retraining. With fewer than 8 retrained
-    models all records share one pooled variance, so that the attack ranks by how far a confidence
-    lies above the mean.
+    Numbers: ``auc`` with Korn and Graubard's interval, ``tpr`` at few false positives with Clopper
+    and Pearson's, and ``auc_gap``, the distance of the AUC to retraining; below 50 forgotten or
+    held-out records a bound on it is inconclusive. With fewer than 8 retrained models all records
+    share one pooled variance, so that the attack ranks by how far a confidence lies above the mean.
 
     It needs two retrained models besides the one attacked, and gains from many: the published
     attack has 16 to 256. A model that passes with a few is not safe from who trains more. It costs

@@ -14,6 +14,7 @@ from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.outcomes import NO_REFERENCE
 from expunge.audit.readings import Reading
+from expunge.audit.recovery import JUDGED_RECORDS
 from expunge.audit.resampled import resampled
 from expunge.audit.scores import Scores
 from expunge.audit.stats import auc, bootstrap_aucs, clopper_pearson, folded, tpr_at_fpr
@@ -58,8 +59,8 @@ class MiaConfig:
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """False-positive rate at which the true-positive rate is read off."""
     max_auc_gap: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Largest distance of an AUC to the references' mean that passes, for every attack alike; no
-    verdict when absent."""
+    """Largest distance of an AUC to the references' mean that passes, for every attack alike, given
+    50 records of either set; no verdict when absent."""
 
 
 def _reads(config: MiaConfig, dataset: Dataset) -> Iterator[Reading]:
@@ -101,13 +102,14 @@ def mia(evidence: Evidence, config: MiaConfig, run: Run) -> list[Finding]:
     classifier's have, Min-K% is the loss attack and is left out with Min-K%++ and zlib.
 
     For each attack: the area under the ROC curve (``auc``; of others than the loss attack
-    ``auc_min_k`` and so on) with DeLong's interval, the share of forgotten records that are caught
-    when few held-out ones are called members (``tpr``), and the distance of the AUC to retraining
+    ``auc_min_k`` and so on) with Korn and Graubard's interval, the share of forgotten records
+    caught when few held-out ones are called members (``tpr``), and the distance of the AUC to retraining
     (``auc_gap``) with a bootstrap interval over the records, which are resampled alike for all
     models; how retraining with other seeds would vary shows in the noise floor, not in it. An AUC
     of 0.5 means that the attack cannot tell; far below 0.5 the forgotten records stand out as
     unknown, which betrays them as well. What counts is the distance to retraining: forgotten and
-    held-out records may differ by nature.
+    held-out records may differ by nature. Below 50 forgotten or held-out records a bound on it is
+    inconclusive.
 
     It does not show that no other attack can tell; ``lira`` asks with a model of every record. The
     attacks share one pass over forgotten and held-out records; ``grad_norm`` adds a backward pass
@@ -155,7 +157,7 @@ def attack_findings(
         name: The attack in a reader's words.
         suffix: Follows the names of the three numbers.
         fpr: False-positive rate at which the true-positive rate is read off.
-        max_auc_gap: Largest distance that passes.
+        max_auc_gap: Largest distance that passes, given 50 records of either set.
         seed: The run's seed.
         pairwise: The attack compares a model with the other references.
     """
@@ -172,8 +174,10 @@ def attack_findings(
             return areas[subject]
         known = [other for other in evidence.others(subject) if other in draws]
         others = [(areas[other], draws[other]) for other in known]
-        pairs = min(len(side) for side in suspicions[subject])
-        return _gap(areas[subject], draws[subject], others, pairs)
+        sizes = [len(side) for side in suspicions[subject]]
+        found = _gap(areas[subject], draws[subject], others, min(sizes))
+        judged = max_auc_gap is not None and subject.role == "after" and found.value is not None
+        return _unless_few(found, *sizes) if judged else found
 
     findings = evidence.compare(
         f"auc{suffix}",
@@ -204,21 +208,22 @@ def attack_findings(
 
 
 def distance(found: Measurement, others: Sequence[Measurement]) -> Measurement:
-    """Return how far a number is from the mean of others, with its interval carried over.
+    """Return how far a number is from the mean of others, its interval, if any, carried over.
 
     Args:
         found: The number.
         others: The numbers to compare with, which count as exact.
     """
     standards = [other.value for other in others if other.value is not None]
-    if found.value is None or found.interval is None:
+    if found.value is None:
         return found
     if not standards:
         return Measurement(None, found.n, note=NO_REFERENCE)
-    mean = float(np.mean(standards))
-    low, high = found.interval.low - mean, found.interval.high - mean
-    interval = folded(dataclasses.replace(found.interval, low=low, high=high))
-    return Measurement(abs(found.value - mean), found.n, interval)
+    mean, interval = float(np.mean(standards)), None
+    if found.interval is not None:
+        low, high = found.interval.low - mean, found.interval.high - mean
+        interval = folded(dataclasses.replace(found.interval, low=low, high=high))
+    return Measurement(abs(found.value - mean), found.n, interval, found.note)
 
 
 def _gap(
@@ -241,6 +246,17 @@ def _gap(
     gap = own.value - float(np.mean(standards))
     gaps = draws - np.mean([theirs for _, theirs in others], axis=0)
     return Measurement(abs(gap), own.n, folded(resampled(gap, gaps, pairs)))
+
+
+def _unless_few(gap: Measurement, members: int, others: int) -> Measurement:
+    """Return a gap that a bound is set on; on few records it is not judged."""
+    if min(members, others) >= JUDGED_RECORDS:
+        return gap
+    note = (
+        f"{members} forgotten and {others} held-out records; a bound is judged on "
+        f"{JUDGED_RECORDS} or more of each"
+    )
+    return dataclasses.replace(gap, note=note, verdict="inconclusive")
 
 
 def _possible(attacks: Sequence[Attack], evidence: Evidence) -> list[Attack]:

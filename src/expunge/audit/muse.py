@@ -23,6 +23,7 @@ from expunge.audit.mia import distance
 from expunge.audit.mia_scores import min_k
 from expunge.audit.prompts import filled, template_of
 from expunge.audit.readings import Reading
+from expunge.audit.resampled import resampled
 from expunge.audit.stats import RESAMPLES, auc, mean_interval, percentile_interval
 from expunge.audit.views import Scene, views
 from expunge.core.config import config
@@ -34,6 +35,7 @@ from expunge.core.streams import stream
 from expunge.data.dataset import Dataset
 
 _FEW = 100
+_NO_WIDTH = 1e-9  # percent; resamples that differ less do so by rounding
 _SHORTEST = 4
 _UNLIKE = 0.15
 _GRAM, _SHARED = 8, 0.1
@@ -326,13 +328,16 @@ def _privleak(own: _Attack, others: Sequence[_Attack]) -> Measurement:
     if not 0 < standard < 1:
         note = f"forget and holdout are separable without training (AUC after it {standard:g})"
         return Measurement(None, n, note=note)
-    if np.ptp(own.draws) == 0:  # no resample can show what the next text would do
-        ends = (privleak(own.interval.low, standard), privleak(own.interval.high, standard))
-        interval = Interval(low=ends[0], high=ends[1], method=own.interval.method)
-    else:
-        beside = np.mean([other.draws for other in standards], axis=0)
-        good = beside > 0
-        interval = percentile_interval(100 * (own.draws[good] - beside[good]) / beside[good])
+    beside = np.mean([other.draws for other in standards], axis=0)
+    good = beside > 0
+    leaks = 100 * (own.draws[good] - beside[good]) / beside[good]
+    interval = percentile_interval(leaks)
+    # No resample can show what the next text would do, or how it would differ from retraining.
+    if np.ptp(own.draws) == 0:
+        interval = _of_area(own.interval, standard)
+    elif interval.high - interval.low < _NO_WIDTH:
+        exact = resampled(own.area, own.draws[:1], min(own.counts), low=0.0)
+        interval = _of_area(exact, standard)
     found = own.measurement(privleak(own.area, standard), interval)
     if abs(standard - 0.5) <= _UNLIKE:
         return found
@@ -342,6 +347,12 @@ def _privleak(own: _Attack, others: Sequence[_Attack]) -> Measurement:
     )
     note = "; ".join(filter(None, (found.note, unlike)))
     return Measurement(found.value, found.n, found.interval, note)
+
+
+def _of_area(interval: Interval, standard: float) -> Interval:
+    """Return the interval of the leak from that of the area."""
+    low, high = (privleak(end, standard) for end in (interval.low, interval.high))
+    return dataclasses.replace(interval, low=low, high=high)
 
 
 def _clears(found: Measurement, bound: float | None) -> bool:

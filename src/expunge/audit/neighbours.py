@@ -6,7 +6,7 @@ Shape legend: R records.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Literal
 
@@ -32,10 +32,10 @@ from expunge.audit.recovery import LEAST_RECORDS, By
 from expunge.audit.resampled import resampled
 from expunge.audit.scores import Scores
 from expunge.audit.similarity import TENTHS
-from expunge.audit.stats import bootstrap_means
+from expunge.audit.stats import bootstrap_means, clopper_pearson
 from expunge.core.config import config
 from expunge.core.errors import ConfigError, near_matches
-from expunge.core.finding import Finding
+from expunge.core.finding import Direction, Finding
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.data.dataset import Dataset
@@ -45,6 +45,7 @@ from expunge.engine.task import Task
 BINS = 10
 _BATCH = 32
 _CONFIDENCE = "confidence"
+_REFUSED = "refused"
 _ITSELF = "drops are counted from this model"
 Side = Literal["near", "far"]
 _SIDES: Mapping[Side, str] = {
@@ -72,6 +73,11 @@ class NeighboursConfig:
     """Most records of either side, drawn by seed; 0 takes all."""
     calibration: bool = True
     """Measure calibration too, at the cost of a second pass."""
+    per_decile: Annotated[int, Field(ge=0)] = 50
+    """Most records of each of the ten tenths of the retain records; 0 leaves the numbers by tenth
+    out."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 32
+    """Length in tokens of the answers in which refusals are counted by tenth; 0 writes none."""
     max_excess_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest drop of the neighbours beyond that of retraining that passes (the source: 0.03)."""
 
@@ -93,12 +99,10 @@ def _reads(config: NeighboursConfig, dataset: Dataset) -> Iterator[Reading]:
             f"column = {config.column!r} is no column of the data; "
             f"{near_matches(config.column, dataset.train.columns)}"
         )
-    for side in _SIDES:
-        plain = _reading(config, side)
-        first, *others = scored_as(plain, config.by, _source(dataset, plain))
-        measures = (_CONFIDENCE,) if config.calibration else ()
-        yield dataclasses.replace(first, measures=measures)
-        yield from others
+    measures = (_CONFIDENCE,) if config.calibration else ()
+    sides = (dataclasses.replace(_reading(config, side), measures=measures) for side in _SIDES)
+    for reading in (*sides, *_deciles(config)):
+        yield from scored_as(reading, config.by, _source(dataset, reading))
 
 
 @audit(
@@ -126,13 +130,22 @@ def neighbours(evidence: Evidence, config: NeighboursConfig, run: Run) -> list[F
     choices is averaged over tokens. Tokens of a record are taken together, so that it is at most
     the error of single tokens.
 
+    By tenth, from the nearest retain records (``decile_1``) to the farthest (``decile_10``): score,
+    calibration error and share of refused questions, so that a side effect can be seen to fade with
+    distance. A refusal is an answer that begins by saying that it will not, cannot or does not
+    know. Few records make any calibration error larger, so compare it between models only. Retain
+    sets of which no tenth has 20 records have no such numbers.
+
     It does not show which neighbours were lost, nor knowledge that no retain record asks for.
     Likeness of words misses neighbours that share a subject without sharing words.
 
-    Cost: one pass over the records of both sides, two with calibration.
+    Cost: one pass over the records of both sides and of the tenths, two with calibration, and an
+    answer of up to 32 tokens to each record of the tenths.
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), audit S10; Guo
         et al. (2017) for the calibration error.
+
+    Differs from the source's proposal: distance is that of words, not of embeddings.
     """
     before = evidence.before
     taken = {
@@ -179,7 +192,38 @@ def neighbours(evidence: Evidence, config: NeighboursConfig, run: Run) -> list[F
             direction="lower",
             record_set=_reading(config, side).record_set,
         )
-    return findings
+    return findings + _decile_findings(evidence, config, run.seed)
+
+
+def _decile_findings(evidence: Evidence, config: NeighboursConfig, seed: int) -> list[Finding]:
+    """Return the numbers by tenth; none where no tenth has enough records for one."""
+    readings = _deciles(config)
+    if all(len(evidence.after.scores[reading]) < LEAST_RECORDS for reading in readings):
+        return []
+
+    def score(reading: Reading, subject: Subject) -> Measurement:
+        values = values_of(subject, reading, config.by)
+        return mean_of(np.array(list(values.values())), seed, reading.view)
+
+    numbers: list[tuple[str, str, Direction, Callable[[Reading, Subject], Measurement]]] = [
+        ("score", "Score", "higher", score)
+    ]
+    if config.calibration:
+        numbers.append(("calibration_error", "Calibration error", "lower", _calibration))
+    if config.max_new_tokens:
+        numbers.append(("refused", "Refused questions", "lower", _refused))
+    return [
+        finding
+        for metric, title, direction, compute in numbers
+        for place, reading in enumerate(readings, start=1)
+        for finding in evidence.compare(
+            f"{metric}_decile_{place}",
+            f"{title}: tenth {place} of the retain records, from the nearest",
+            partial(compute, reading),
+            direction=direction,
+            record_set="retain",
+        )
+    ]
 
 
 @of_model(_CONFIDENCE)
@@ -224,6 +268,21 @@ def _reading(config: NeighboursConfig, side: Side) -> Reading:
         return Reading(config.neighbours, limit=most)
     first, last = (1, config.near) if side == "near" else (TENTHS + 1 - config.far, TENTHS)
     return Reading("retain", f"near:{first}-{last}:{most}")
+
+
+def _deciles(config: NeighboursConfig) -> list[Reading]:
+    """Return every tenth by likeness to the forget set, from the nearest; none when left out."""
+    if not config.per_decile:
+        return []
+    measures = (
+        *([_CONFIDENCE] if config.calibration else []),
+        *([_REFUSED] if config.max_new_tokens else []),
+    )
+    views = [f"near:{place}-{place}:{config.per_decile}" for place in range(1, TENTHS + 1)]
+    return [
+        Reading("retain", view, max_new_tokens=config.max_new_tokens, measures=measures)
+        for view in views
+    ]
 
 
 def _source(dataset: Dataset, reading: Reading) -> Records:
@@ -297,3 +356,11 @@ def _calibration(reading: Reading, subject: Subject) -> Measurement:
     confidence = scores.measured[_CONFIDENCE]
     value = calibration_error(confidence, right_R, scores.n_R.astype(np.float64))
     return Measurement(value, len(scores))
+
+
+def _refused(reading: Reading, subject: Subject) -> Measurement:
+    scores = subject.scores[reading]
+    if len(scores) < LEAST_RECORDS:
+        return too_few(len(scores))
+    hits = int(scores.measured[_REFUSED].sum())
+    return Measurement(hits / len(scores), len(scores), clopper_pearson(hits, len(scores)))

@@ -1,4 +1,4 @@
-"""Attacks on the input: other words, other languages, prefixes, slips of the keys, talks."""
+"""Attacks on the input: other words, languages and encodings, prefixes, slips, talks."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def paraphrase(evidence: Evidence, config: ParaphraseConfig, run: Run) -> list[F
     - languages: a packaged instruction in another language ("answer the following question in
       English") around the question. The question itself is not translated, so this tells whether
       forgetting hangs on the language of the prompt, not whether the fact is known in another one.
+    - encodings: the question in Base64 and in ROT13, below words that say so. Answers stay as they
+      are, so this tells of a model that reads the encoding, and nothing of others.
     - translators: the question as a rephraser of yours translates it, from a file of translated
       questions or from code. What misses the gate of translations is left out; whether a
       translation means the same is yours to know, and answers stay in their language.
@@ -81,10 +83,12 @@ def paraphrase(evidence: Evidence, config: ParaphraseConfig, run: Run) -> list[F
     attacks spent.
 
     It does not show what a longer search finds (the one that the literature runs takes 500 steps of
-    512 candidates; raise ``search_steps`` and ``search_candidates``), nor encodings such as base64,
-    nor languages for which no translation is given. Cost: one scoring pass over the forget set per
-    attack, and for the search about ``search_steps * (search_candidates + 2) * search_facts``
-    prompts for the model after unlearning and each retrained one.
+    512 candidates; raise ``search_steps`` and ``search_candidates``), nor languages for which no
+    translation is given, nor answers that are asked for in an encoding.
+
+    Cost: one scoring pass over the forget set per attack, and for the search about
+    ``search_steps * (search_candidates + 2) * search_facts`` prompts for the model after unlearning
+    and each retrained one.
 
     Source: Open Problems in Machine Unlearning for AI Safety (Barez et al., 2025), section on
         attacks; C-BOD (Cohen-Inger et al., 2025), for paired comparison with other words; Universal

@@ -28,6 +28,7 @@ from expunge.audit.treatments import (
     NotApplicable,
     attacked_ids,
     groups_of,
+    require_two_groups,
     treatment,
 )
 from expunge.audit.views import Scene
@@ -253,7 +254,9 @@ def _divided(scene: Scene, share: float) -> tuple[Records, Records]:
         return concatenate([retain, forget]), scored
     if len(forget) < 2:
         raise NotApplicable("one forget record cannot be learned and scored by another")
-    seen = set(attacked_ids(forget.ids, share, scene.seed, groups_of(forget)))
+    groups_R = groups_of(forget)
+    require_two_groups(groups_R)
+    seen = set(attacked_ids(forget.ids, share, scene.seed, groups_R))
     learned = concatenate([retain, forget.select([i for i in forget.ids if i in seen])])
     return learned, forget.select([i for i in forget.ids if i not in seen])
 

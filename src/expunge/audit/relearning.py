@@ -15,6 +15,7 @@ from expunge.audit.treatments import (
     NotApplicable,
     attacked_ids,
     groups_of,
+    require_two_groups,
     treatment,
 )
 from expunge.audit.views import Scene
@@ -86,7 +87,7 @@ def relearn_some(
         run: Context.
 
     Raises:
-        NotApplicable: There is no record to learn and one to score, the model is a composite, or
+        NotApplicable: There is no group to learn and one to score, the model is a composite, or
             the attack diverged.
     """
     steps, share, *rest = parameters.split(":")
@@ -94,7 +95,9 @@ def relearn_some(
     draw = int(rest[1]) if len(rest) > 1 else 0
     forget = scene.records("forget")
     _require(len(forget) > 1, "one forget record cannot be learned and scored by another")
-    seen = seen_ids(forget.ids, float(share), scene.seed, draw, groups_of(forget))
+    groups_R = groups_of(forget)
+    require_two_groups(groups_R)
+    seen = seen_ids(forget.ids, float(share), scene.seed, draw, groups_R)
     return trained_on(model, task, forget.select(seen), int(steps), lr, draw, run), task
 
 

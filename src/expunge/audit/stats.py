@@ -17,12 +17,12 @@ RESAMPLES = 1000
 _DRAWN = 2**20  # numbers that are drawn at once
 
 
-def clopper_pearson(successes: float, n: int, level: float = 0.95) -> Interval:
+def clopper_pearson(successes: float, n: float, level: float = 0.95) -> Interval:
     """Return the exact interval of a proportion; it covers at least nominally at every n.
 
     Args:
         successes: How many of the n, 0..n.
-        n: Trials, at least 1.
+        n: Trials; where they are not counted but estimated, both may be fractions.
         level: Nominal coverage.
 
     Source: Clopper and Pearson (1934).
@@ -49,9 +49,15 @@ def bootstrap_means(
     """
     n = len(values)
     draws = stream(seed, "bootstrap", purpose)
-    at_once = max(1, _DRAWN // n)
-    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    return np.concatenate([values[draws.integers(n, size=(k, n))].mean(axis=1) for k in sizes])
+    return np.concatenate(
+        [values[draws.integers(n, size=(k, n))].mean(axis=1) for k in _at_once(resamples, n)]
+    )
+
+
+def _at_once(resamples: int, numbers: int) -> list[int]:
+    """Return how many resamples, of so many numbers each, are drawn at once, until all are."""
+    most = max(1, _DRAWN // numbers)
+    return [min(most, resamples - start) for start in range(0, resamples, most)]
 
 
 def percentile_interval(draws: np.ndarray, level: float = 0.95) -> Interval:
@@ -76,10 +82,17 @@ def folded(interval: Interval) -> Interval:
 def mean_interval(
     values_R: np.ndarray, seed: int, purpose: str, low: float = 0.0, high: float = 1.0
 ) -> Interval:
-    """Return the interval of the mean of bounded values: a bootstrap's, and never without width.
+    """Return the interval of the mean of bounded values, honest about what none of them shows.
 
-    Where all values are equal, resamples do not vary; the interval then reaches as far as the share
-    of others that Clopper and Pearson allow unseen can move the mean.
+    A percentile bootstrap misses rare large values: of 50 records, 36 % of samples hold no hit of
+    chance 0.02, and their resamples never do. Gaffke's bounds add one record at the end of the
+    range, weigh all records by a uniform draw from the simplex, and take the percentile of the
+    weighted means. Of zeros and ones they are Clopper and Pearson's; of few values, or of a range
+    that is wide beside their spread, they are wider than a bootstrap's, as they must be; of many
+    values they approach it. Nominal coverage for every distribution is conjectured, not proven.
+
+    Where all values are equal the bounds have a closed form: the share of others that Clopper and
+    Pearson allow unseen, moved to the end of the range.
 
     Args:
         values_R: One value per record, at least one.
@@ -87,27 +100,46 @@ def mean_interval(
         purpose: Names the random stream.
         low: Least possible value.
         high: Largest possible value.
+
+    Source: Gaffke (2005); Learned-Miller and Thomas (2019), A new confidence interval for the mean
+        of a bounded random variable.
     """
-    if np.ptp(values_R) > 0:
-        return percentile_interval(bootstrap_means(values_R, seed, purpose))
-    value, exact = float(values_R[0]), clopper_pearson(0, len(values_R))
-    ends = value - (value - low) * exact.high, value + (high - value) * exact.high
-    return dataclasses.replace(exact, low=ends[0], high=ends[1])
+    n = len(values_R)
+    if np.ptp(values_R) == 0:
+        value, exact = float(values_R[0]), clopper_pearson(0, n)
+        ends = value - (value - low) * exact.high, value + (high - value) * exact.high
+        return dataclasses.replace(exact, low=ends[0], high=ends[1])
+    draws = stream(seed, "bootstrap", purpose)
+    lows, highs = [], []
+    for k in _at_once(RESAMPLES, n + 1):
+        weights_kR = draws.standard_exponential((k, n + 1))
+        weights_kR /= weights_kR.sum(axis=1, keepdims=True)
+        seen_k = (weights_kR[:, :n] * values_R).sum(axis=1)
+        lows.append(seen_k + weights_kR[:, n] * low)
+        highs.append(seen_k + weights_kR[:, n] * high)
+    least = percentile_interval(np.concatenate(lows)).low
+    most = percentile_interval(np.concatenate(highs)).high
+    return Interval(low=least, high=most, method="gaffke")
 
 
 def auc(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> tuple[float, Interval]:
     """Return the area under the ROC curve and its interval.
 
-    It is the probability that a member scores above a non-member, ties counted half. Where the
-    variance estimate is nothing (perfect separation), the interval is Clopper and Pearson's over
-    as many disjoint pairs as there are.
+    It is the probability that a member scores above a non-member, ties counted half. The interval
+    is that of a proportion of as many independent trials as would have the variance of the area:
+    Clopper and Pearson's at Korn and Graubard's effective sample size, with Student's t for a
+    variance that is estimated. DeLong's variance is far too small where few pairs are out of order,
+    so that Hanley and McNeil's is its floor. Where it is nothing (perfect separation), disjoint
+    pairs are the trials.
 
     Args:
         members: Scores of members, at least one; higher means "member".
         nonmembers: Scores of non-members, at least one.
         level: Nominal coverage.
 
-    Source: DeLong, DeLong and Clarke-Pearson (1988); midranks after Sun and Xu (2014).
+    Source: DeLong, DeLong and Clarke-Pearson (1988); midranks after Sun and Xu (2014); Hanley and
+        McNeil (1982) as in Newcombe (2006), Confidence intervals for an effect size measure based
+        on the Mann-Whitney statistic, part 2; Korn and Graubard (1998).
     """
     m, n = len(members), len(nonmembers)
     ranks = stats.rankdata(np.concatenate([members, nonmembers]))
@@ -118,9 +150,13 @@ def auc(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> tup
     spread = above_m.var(ddof=1) / m + below_n.var(ddof=1) / n if pairs > 1 else 0.0
     if spread == 0:
         return area, clopper_pearson(area * pairs, pairs, level)
-    half = float(stats.norm.isf((1 - level) / 2) * math.sqrt(spread))
-    low, high = max(area - half, 0.0), min(area + half, 1.0)
-    return area, Interval(low=low, high=high, level=level, method="delong")
+    both = (1 - area) / (2 - area) + area / (1 + area)
+    floor = area * (1 - area) * (1 + ((m + n) / 2 - 1) * both) / (m * n)
+    tail = (1 - level) / 2
+    shrunk = float((stats.norm.isf(tail) / stats.t.isf(tail, pairs - 1)) ** 2)
+    trials = shrunk * area * (1 - area) / max(float(spread), floor)
+    found = clopper_pearson(area * trials, trials, level)
+    return area, dataclasses.replace(found, method="korn-graubard")
 
 
 def bootstrap_aucs(
@@ -148,10 +184,8 @@ def bootstrap_aucs(
         np.searchsorted(nonmembers[order], members, side) for side in ("left", "right")
     )
     draws = stream(seed, "bootstrap", purpose)
-    at_once = max(1, _DRAWN // (m + n))
     areas = []
-    for start in range(0, resamples, at_once):
-        k = min(at_once, resamples - start)
+    for k in _at_once(resamples, m + n):
         times_km, times_kn = _drawn_times(draws, k, m), _drawn_times(draws, k, n)
         below_kn = np.zeros((k, n + 1), dtype=np.int64)
         np.cumsum(times_kn[:, order], axis=1, out=below_kn[:, 1:])

@@ -12,17 +12,25 @@ from pydantic import Field
 from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.readings import PARAPHRASE, PERTURBED, Reading, num_perturbed
-from expunge.audit.stats import KSTest, bootstrap_means, ks_test, percentile_interval
-from expunge.audit.tofu_metrics import TITLES, UTILITY_METRICS, log_truth_ratio
+from expunge.audit.recovery import JUDGED_RECORDS
+from expunge.audit.stats import (
+    KSTest,
+    clopper_pearson,
+    ks_test,
+    mean_interval,
+    percentile_interval,
+)
+from expunge.audit.tofu_metrics import TITLES, UTILITY_METRICS, Values, log_truth_ratio
 from expunge.audit.tofu_values import Utility, answer_losses, model_utility, record_values
 from expunge.core.config import config
-from expunge.core.finding import Finding
+from expunge.core.finding import Finding, Interval
 from expunge.core.run import Run
 from expunge.core.sets import ROLES
 from expunge.data.dataset import Dataset
 
-_COLLAPSED = "the model has collapsed: too little of its utility is left for this to mean anything"
-_FEW = 50
+_NO_WIDTH = 1e-9  # resamples that differ less do so by rounding
+COLLAPSED = "the model has collapsed: too little of its utility is left for this to mean anything"
+"""Note of a forget quality that fails whatever its p-value is."""
 
 Utilities = Mapping[Subject, Utility]
 
@@ -40,7 +48,8 @@ class TofuConfig:
     collapse_below: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Forget quality fails when model utility falls below this share of that before forgetting."""
     min_forget_quality: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Smallest p-value of the model after forgetting that passes; no verdict when absent."""
+    """Smallest p-value of the model after forgetting that passes, given 50 records; no verdict when
+    absent."""
     min_utility_kept: Annotated[float, Field(ge=0)] | None = None
     """Smallest share of the utility before forgetting that passes; no verdict when absent."""
 
@@ -73,6 +82,11 @@ def tofu(evidence: Evidence, config: TofuConfig, run: Run) -> list[Finding]:
     and of a retrained one on the forgotten records: high means "no evidence of a difference", not
     proof of forgetting. With several references it is the median's (of two, the smaller one), and
     each p-value stands in the note. A reference is tested against the others: that is the ceiling.
+    The test sees little on few records: below 50 a bound on it can fail, and never passes.
+
+    Intervals of utility are bootstrap percentiles over the records. Where no resample differs, as
+    when all utility is lost, they reach as far as unseen records can move it, of which there may be
+    as many as Clopper and Pearson allow.
 
     Source: TOFU (Maini et al., 2024), sections 2.2 and 2.3.
     """
@@ -99,7 +113,7 @@ def tofu(evidence: Evidence, config: TofuConfig, run: Run) -> list[Finding]:
         subject: model_utility(values[subject], config.utility_sets, run.seed)
         for subject in evidence
     }
-    findings += _utility_findings(evidence, config, utilities)
+    findings += _utility_findings(evidence, config, values, utilities, run.seed)
     findings += _quality_findings(evidence, config, utilities)
     return findings
 
@@ -109,31 +123,34 @@ def _plain(config: TofuConfig, name: str) -> Reading:
 
 
 def _mean(values_R: np.ndarray, seed: int, purpose: str) -> Measurement:
-    interval = percentile_interval(bootstrap_means(values_R, seed, purpose))
+    interval = mean_interval(values_R, seed, purpose)
     return Measurement(float(values_R.mean()), len(values_R), interval)
 
 
 def _utility_findings(
-    evidence: Evidence, config: TofuConfig, utilities: Utilities
+    evidence: Evidence,
+    config: TofuConfig,
+    values: Mapping[Subject, Mapping[str, Values]],
+    utilities: Utilities,
+    seed: int,
 ) -> list[Finding]:
     before = utilities[evidence.before] if evidence.before is not None else None
+
+    def interval(subject: Subject, base: np.ndarray) -> Interval | None:
+        return _interval(utilities[subject].draws, base, values[subject], config, seed)
 
     def utility(subject: Subject) -> Measurement:
         own = utilities[subject]
         if own.value is None:
             return Measurement(None, 0, note="no utility set has records: nothing to measure")
         note = f"not measured: {', '.join(own.absent)}" if own.absent else ""
-        return Measurement(own.value, own.n, percentile_interval(own.draws), note)
+        return Measurement(own.value, own.n, interval(subject, np.ones_like(own.draws)), note)
 
     def kept(subject: Subject) -> Measurement:
         own = utilities[subject]
         if before is None or not before.value or own.value is None:
             return Measurement(None, own.n, note="no model with utility before forgetting")
-        # A resample in which the model before forgetting has no utility yields no ratio.
-        good = before.draws > 0
-        ratios = own.draws[good] / before.draws[good]
-        interval = percentile_interval(ratios) if len(ratios) else None
-        return Measurement(own.value / before.value, own.n, interval)
+        return Measurement(own.value / before.value, own.n, interval(subject, before.draws))
 
     count = len(UTILITY_METRICS) * len(config.utility_sets)
     findings = evidence.compare(
@@ -152,6 +169,54 @@ def _utility_findings(
     return findings
 
 
+def _interval(
+    draws: np.ndarray,
+    base: np.ndarray,
+    values: Mapping[str, Values],
+    config: TofuConfig,
+    seed: int,
+) -> Interval | None:
+    """Return the interval of utility as a share of a base, with the same resamples of records.
+
+    Where no resample differs (all utility is lost, or none), it reaches from a utility whose unseen
+    records are all worth 0 to one whose unseen records are all worth 1.
+
+    Args:
+        draws: Draws of the utility.
+        base: Draws of the base.
+        values: The values that the utility is made of.
+        config: Names the utility sets.
+        seed: Seed of the bootstrap.
+    """
+    good = base > 0  # a resample in which the base is nothing yields no share
+    if not good.any():
+        return None
+    found = percentile_interval(draws[good] / base[good])
+    if found.high - found.low > _NO_WIDTH:
+        return found
+    worst, best = (
+        percentile_interval(
+            model_utility(_with_unseen(values, worth), config.utility_sets, seed).draws[good]
+            / base[good]
+        )
+        for worth in (0.0, 1.0)
+    )
+    return dataclasses.replace(found, low=worst.low, high=best.high, method="zero-count")
+
+
+def _with_unseen(values: Mapping[str, Values], worth: float) -> dict[str, Values]:
+    """Return values mixed with as many unseen ones as Clopper and Pearson allow of n records."""
+
+    def mixed(values_R: np.ndarray) -> np.ndarray:
+        share = clopper_pearson(0, len(values_R)).high
+        return (1 - share) * values_R + share * worth
+
+    return {
+        name: {metric: mixed(values_R) for metric, values_R in own.items()}
+        for name, own in values.items()
+    }
+
+
 def _quality_findings(
     evidence: Evidence, config: TofuConfig, utilities: Utilities
 ) -> list[Finding]:
@@ -167,22 +232,33 @@ def _quality_findings(
         remarks = []
         if len(found) > 1:
             remarks.append("p against each reference: " + ", ".join(f"{t.p:.2g}" for t in found))
-        if n < _FEW:
+        if n < JUDGED_RECORDS:
             remarks.append(f"only {n} records: models that have not forgotten can pass this test")
-        broken = collapsed and subject is evidence.after
-        if broken:
-            remarks.append(_COLLAPSED)
+        if collapsed and subject is evidence.after:
+            remarks.append(COLLAPSED)
         return Measurement(
-            getattr(found[(len(found) - 1) // 2], number),
-            n,
-            note="; ".join(remarks),
-            verdict="fail" if broken and number == "p" else None,
+            getattr(found[(len(found) - 1) // 2], number), n, note="; ".join(remarks)
         )
+
+    def judged(subject: Subject) -> Measurement:
+        found, bound = quality(subject, "p"), config.min_forget_quality
+        if subject is not evidence.after or found.value is None:
+            return found
+        if collapsed:
+            return dataclasses.replace(found, verdict="fail")
+        if bound is None or found.value < bound or found.n >= JUDGED_RECORDS:
+            return found
+        # On few records the test can condemn a model, but not clear it.
+        note = (
+            f"{found.note}; a pass needs {JUDGED_RECORDS} records: forget more of those that have "
+            "wrong answers"
+        )
+        return dataclasses.replace(found, note=note, verdict="inconclusive")
 
     findings = evidence.compare(
         "forget_quality",
         TITLES["forget_quality"],
-        lambda subject: quality(subject, "p"),
+        judged,
         direction="higher",
         pairwise=True,
         record_set="forget",

@@ -12,9 +12,9 @@ import numpy as np
 from expunge.audit import tofu_metrics as metrics
 from expunge.audit.stats import (
     KSTest,
-    bootstrap_means,
     harmonic_mean,
     ks_test,
+    mean_interval,
     percentile_interval,
 )
 from expunge.audit.tofu_log import FILES, TofuLog
@@ -73,7 +73,7 @@ def tofu_log_findings(
                     n=len(values_R),
                     direction="reference" if name == "forget" else "higher",
                     record_set=name,
-                    interval=percentile_interval(bootstrap_means(values_R, seed, name)),
+                    interval=mean_interval(values_R, seed, name),
                     reference=_beside(value, beside),
                     sets=sets,
                     note=note,

@@ -34,6 +34,8 @@ GROUP = "group"
 
 _GROUPED = ("author", "country", "group")  # columns, the first that there is
 _LEAST_GROUPS = 4
+_TEXTS = ("question", "answer", "text")  # columns that make a text what it is
+_INPUT = "x"  # the same for arrays
 
 
 class NotApplicable(ExpungeError):
@@ -110,18 +112,53 @@ def groups_of(records: Records) -> np.ndarray:
     """Return the number of each forget record's group: what it tells of, where the data say so.
 
     Groups are the values of the first column that there is of ``author``, ``country`` and
-    ``group``. Without one, or with fewer than 4 groups, every record is its own.
+    ``group``. Without one, or with fewer than 4 groups, every record is its own. Groups that share
+    a record are one: records with equal question and answer, or equal text, up to case and white
+    space, or with equal inputs.
 
     Args:
         records: The whole forget set.
     """
+    groups_R = np.arange(len(records))
     name = next((name for name in _GROUPED if name in records), None)
     if name is not None:
         values = [str(value) for value in records[name]]
         places = {value: place for place, value in enumerate(dict.fromkeys(values))}
         if len(places) >= _LEAST_GROUPS:
-            return np.array([places[value] for value in values])
-    return np.arange(len(records))
+            groups_R = np.array([places[value] for value in values])
+    first: dict[str, int] = {}
+    for row, content in enumerate(_contents(records)):
+        low, high = sorted((groups_R[first.setdefault(content, row)], groups_R[row]))
+        if low < high:
+            groups_R[groups_R == high] = low
+    return groups_R
+
+
+def _contents(records: Records) -> list[str]:
+    """Return a text of each record that only equal records share; none where nothing tells."""
+    names = [name for name in _TEXTS if name in records]
+    if names:
+        rows = zip(*(records[name] for name in names), strict=True)
+        return ["\0".join(" ".join(str(v).casefold().split()) for v in row) for row in rows]
+    if _INPUT in records:
+        return [Records(("",), {_INPUT: [value]}).digest() for value in records[_INPUT]]
+    return []
+
+
+def require_two_groups(groups_R: np.ndarray) -> None:
+    """Refuse a forget set of which an attack can't see a part and be scored on another.
+
+    Args:
+        groups_R: The group of each record; see ``groups_of``.
+
+    Raises:
+        NotApplicable: There are fewer than two groups.
+    """
+    if len(np.unique(groups_R)) < 2:
+        raise NotApplicable(
+            f"all {len(groups_R)} forget records are one group (equal, or of subjects that share a "
+            "record), so that an attack would be scored on what it saw; name records that differ"
+        )
 
 
 @of_model(GROUP)
@@ -146,7 +183,10 @@ def split_words(groups_R: np.ndarray) -> str:
     """Return how records are divided between an attack and its scoring, in a reader's words."""
     count = len(np.unique(groups_R))
     if count < len(groups_R):
-        return f"of {count} groups of records, each is seen by the attack whole or not at all"
+        return (
+            f"of {count} groups of records, each is seen by the attack whole or not at all (a "
+            "group is a subject that the data name, or equal records)"
+        )
     return "the attack may have seen other records of the same subject"
 
 
@@ -157,7 +197,8 @@ def attacked_ids(
 
     Args:
         ids: Ids of the forget set.
-        share: Share of their groups that the attack sees; at least one is seen and one is scored.
+        share: Share of their groups that the attack sees; at least one is seen and one is scored,
+            where there are two.
         seed: The run's seed.
         groups_R: The group of each, see ``groups_of``; each is its own when absent.
 

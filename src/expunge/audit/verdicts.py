@@ -1,7 +1,7 @@
-"""Verdicts that hold together: one correction over every bound of a run.
+"""Verdicts of one run, corrected for the number of its bounds.
 
-Each bound is judged by an interval of its own. Who sets twenty of them must expect one to pass by
-chance; Holm's correction asks more of each, so that all verdicts of a run hold together.
+Each bound is judged by an interval or a test of its own. Who sets twenty of them must expect one to
+pass or fail by chance; Holm's correction asks more of each verdict whose error is known.
 """
 
 from __future__ import annotations
@@ -12,27 +12,31 @@ from collections.abc import Sequence
 from scipy import stats
 
 from expunge.audit.multiplicity import holm
+from expunge.audit.tofu import COLLAPSED
 from expunge.core.finding import Finding
 
 ALPHA = 0.05
-"""Chance that any verdict of a run is wrong, at most."""
+"""Chance that any corrected verdict of a run is wrong, at most."""
+_TESTS = frozenset({("tofu", "forget_quality")})  # numbers that are p-values themselves
 
 
 def judged_together(findings: Sequence[Finding]) -> list[Finding]:
     """Return findings whose verdicts hold at once; what no longer holds is inconclusive.
 
     A verdict for which the corrected p-value is above 5 % becomes inconclusive, never the opposite.
-    Every bound counts, decided or not. One bound alone is judged as it was. Findings without an
-    interval have no error to correct.
+    Every bound counts, decided or not. One bound alone is judged as it was. Verdicts without a
+    known error stay as they were: see ``p_value``.
 
     Args:
         findings: Every finding of one run.
 
     Source: Holm (1979).
     """
-    judged = [row for row, one in enumerate(findings) if one.threshold is not None]
-    adjusted = holm([p_value(findings[row]) for row in judged])
     changed = list(findings)
+    judged = [row for row, one in enumerate(findings) if one.threshold is not None]
+    if len(judged) == 1:
+        return changed
+    adjusted = holm([p_value(findings[row]) for row in judged])
     for row, p in zip(judged, adjusted, strict=True):
         if p is not None and p > ALPHA and findings[row].verdict in ("pass", "fail"):
             told = (
@@ -45,20 +49,40 @@ def judged_together(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def p_value(finding: Finding) -> float | None:
-    """Return how likely a value as far from the bound is if the bound were met exactly, two-sided.
+    """Return how likely a value as far from the bound is if the verdict were wrong.
 
-    Recovered from the interval: its half on the side of the bound is a known number of standard
-    errors. ``None`` without an interval or a bound.
+    With an interval: if the bound were met exactly, two-sided, with a normal error. The interval's
+    half on the side of the bound is a known number of standard errors. Where the value is the end
+    of its interval on that side, half of the width stands in. An interval without width knows
+    nothing of its error: 1.
+
+    Forget quality is a p-value itself, and its fail is wrong if the model is like a retrained one.
+    The median of k p-values is small k / ceil(k / 2) times as often as one of them, at most. A fail
+    under a bound below 5 % is corrected at that level, one under a larger bound at 5 %.
+
+    ``None`` where the error is not known: without a bound, a number, or an interval; for a pass of
+    forget quality, since a test that finds no difference does not show that there is none; and for
+    its fail by a collapse, which is a rule and no test.
 
     Args:
         finding: A judged number.
+
+    Source: Rüger (1978) for the median of p-values.
     """
     interval, bound, value = finding.interval, finding.threshold, finding.value
-    if interval is None or bound is None or value is None:
+    if bound is None or value is None:
         return None
-    distance = abs(value - bound)
+    if (finding.audit, finding.metric) in _TESTS:
+        if value >= bound or COLLAPSED in finding.note:
+            return None
+        k = len(finding.reference.values) if finding.reference else 1
+        return min(value * k / ((k + 1) // 2) * max(1.0, ALPHA / bound), 1.0)
+    if interval is None:
+        return None
     half = value - interval.low if bound < value else interval.high - value
     if half <= 0:
-        return 1.0  # an interval without width knows nothing of its error
-    errors = stats.norm.isf((1 - interval.level) / 2) * distance / half
+        half = (interval.high - interval.low) / 2
+    if half <= 0:
+        return 1.0
+    errors = stats.norm.isf((1 - interval.level) / 2) * abs(value - bound) / half
     return float(2 * stats.norm.sf(errors))

@@ -123,16 +123,16 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
 def _lines(findings: list[Finding]) -> list[str]:
     """Return one line per number, then what is to be said of them."""
     from expunge.report.comparison import comparisons
-    from expunge.report.wording import interval, number
+    from expunge.report.wording import interval, number, one_line
 
     rows = []
     for one in comparisons(findings):
         after = one.after
         before = "" if one.before is None else f"{number(one.before.value)} -> "
         retrained = "" if one.retrained is None else f" (retrained {number(one.retrained)})"
-        row = [after.metric, f"{before}{number(after.value)}{retrained}", f"n {after.n}"]
+        row = [one_line(after.metric), f"{before}{number(after.value)}{retrained}", f"n {after.n}"]
         rows.append([*row, f"95% {interval(after.interval)}" if after.interval else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    notes = dict.fromkeys(found.note for found in findings if found.note)
+    notes = dict.fromkeys(one_line(found.note) for found in findings if found.note)
     return [*lines, *(f"note: {note}" for note in notes)]

@@ -217,17 +217,23 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    from expunge.report.wording import clean
+
+    print(f"error: {clean(error)}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 
 def _say(lines: list[str]) -> None:
+    from expunge.report.wording import clean
+
     for line in lines:
-        typer.echo(line)
+        typer.echo(clean(line))
 
 
 def _table(findings: list[Finding]) -> list[str]:
     """Return findings as aligned columns, then what is to be said of them."""
+    from expunge.report.wording import one_line
+
     rows = [("metric", "records", "value", "n", "95% interval", "retrained")]
     for found in findings:
         ends = found.interval
@@ -243,7 +249,7 @@ def _table(findings: list[Finding]) -> list[str]:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    notes = dict.fromkeys(found.note for found in findings if found.note)
+    notes = dict.fromkeys(one_line(found.note) for found in findings if found.note)
     return [*lines, *(f"note: {note}" for note in notes)]
 
 

@@ -62,6 +62,7 @@ def _environment() -> Environment:
         interval=wording.interval,
         duration=wording.duration,
         given=wording.given,
+        asked=wording.asked,
         remarks=remarks,
         set_words=wording.set_words,
         evidence_words=wording.evidence_words,

@@ -35,6 +35,7 @@ _EVIDENCE = {
     "on an erasure",
     "unknown": "the model was changed elsewhere",
 }
+_REQUEST = {"identified": 1.0}  # what a request holds when nobody set it, beside empty settings
 _KINDS = {"causal_lm": "language model"}
 
 
@@ -92,6 +93,11 @@ def given(settings: Mapping[str, object]) -> dict[str, str]:
         if value is not None
     }
     return {name: text for name, text in written.items() if text}
+
+
+def asked(request: Mapping[str, object]) -> dict[str, str]:
+    """Write the settings of a request that are not its defaults."""
+    return given({name: value for name, value in request.items() if value != _REQUEST.get(name)})
 
 
 def shortened(value: object) -> str:

@@ -36,7 +36,7 @@ from expunge.workloads.audit_page import CONTROLS, FAKES, summarise, write_audit
 from expunge.workloads.audit_world import World, fresh_model, make_world, trained
 from expunge.workloads.workload import workload
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 20  # draws of one file
 _FRESH = 1  # seed of the audits that a tuned fake has not seen; its own is 0
 

@@ -104,7 +104,10 @@ def gates_of(names: Sequence[str]) -> list[Gate]:
 def judge_all(
     chosen: Sequence[tuple[AuditInfo, Any]], evidence: Evidence, run: Run
 ) -> dict[str, Verdict]:
-    """Return the verdict of every gate on the model after unlearning.
+    """Return the verdict of every gate on the model after unlearning, each bound judged alone.
+
+    False alarms and power are those of a gate, whichever others are tried beside it; the correction
+    that a run applies to all its bounds (``judged_together``) is left out.
 
     Args:
         chosen: Audits with their settings.

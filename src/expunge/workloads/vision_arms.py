@@ -16,8 +16,8 @@ _RESNET = (
     "resnet_poison",
     "resnet_confusion",
 )
-_CLASSES = (*_RESNET, "vit_random_10", "vit_class", "table_random_10")
-_PICTURES = (*_RESNET, "vit_random_10", "vit_class")
+_PICTURES = (*_RESNET, "vit_random_10", "vit_class", "open_set_class")
+_CLASSES = (*_PICTURES, "table_random_10")
 _NUMBERS = ("price_quarter", "angle_band")
 
 ARMS: tuple[Arm, ...] = (

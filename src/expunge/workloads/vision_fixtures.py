@@ -26,6 +26,7 @@ _RESNET_TRAINING = {
     "decay": "cosine",
 }
 _VIT_TRAINING = {"epochs": 40, "batch_size": 64, "lr": 2e-3, "decay": "cosine"}
+_CNN_TRAINING = {"epochs": 30, "batch_size": 64, "lr": 3e-3, "decay": "cosine"}
 _TABLE_TRAINING = {"epochs": 40, "batch_size": 64, "lr": 2e-3, "decay": "cosine"}
 
 _GAP = {
@@ -129,6 +130,12 @@ FIXTURES: Mapping[str, Fixture] = {
     ),
     "vit_random_10": _vit("10 % of the records", {"fraction": 0.1}),
     "vit_class": _vit("one class", {"classes": [7]}),
+    "open_set_class": dataclasses.replace(
+        _resnet("one class", {"classes": [7]}),
+        title="convolutional network with a cosine head on Fashion-MNIST, one class",
+        model=("cnn", {"channels": [16, 32], "head": {"kind": "cosine"}}),
+        training=_CNN_TRAINING,
+    ),
     "table_random_10": Fixture(
         title="perceptron on a table (cut of diamonds), 10 % of the records",
         data=(
@@ -160,7 +167,7 @@ FIXTURES: Mapping[str, Fixture] = {
         ),
         model=("cnn", {"channels": [16, 32]}),
         request={"where": {"band": ["20..40"]}},
-        training={"epochs": 30, "batch_size": 64, "lr": 3e-3, "decay": "cosine"},
+        training=_CNN_TRAINING,
         audits={"unlearning_gap": {}, "wasserstein": {}},
         columns=_ERRORS,
         redrawn=True,
