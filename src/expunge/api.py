@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class Outcome:
     Attributes:
         model: The new model; the one given is untouched.
         sets: Which records were forgotten and retained; pass it to ``audit``.
-        history: Numbers of every step, and whether the collapse guard stopped the run.
+        history: Numbers of every step, whether the collapse guard stopped the run, and the method's
+            notes, each of which is a warning too.
         method: Registered name of the method.
         config: Its settings.
     """
@@ -130,6 +132,8 @@ def forget(
         quiet=quiet or not main,
     )
     result = apply(method, model, given, run, settings)
+    for note in result.history.notes:
+        warnings.warn(note, stacklevel=2)
     return Outcome(result.model, sets, result.history, method, result.config)
 
 

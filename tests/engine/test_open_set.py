@@ -63,7 +63,6 @@ CLASSIFYING = [info for info in methods if "classifier" in info.kinds and info.n
 OPTIONS: dict[str, dict[str, object]] = {"ssd": {"alpha": 0.1, "force": True}}
 
 
-@pytest.mark.filterwarnings("ignore:The forget set cannot be told")
 @pytest.mark.parametrize("info", CLASSIFYING, ids=lambda info: info.name)
 def test_every_method_for_classifiers_takes_a_cosine_head(info) -> None:
     """But concepts, which need pictures and a bank of them."""

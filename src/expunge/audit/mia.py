@@ -103,11 +103,11 @@ def mia(evidence: Evidence, config: MiaConfig, run: Run) -> list[Finding]:
 
     For each attack: the area under the ROC curve (``auc``; of others than the loss attack
     ``auc_min_k`` and so on) with Korn and Graubard's interval, the share of forgotten records
-    caught when few held-out ones are called members (``tpr``), and the distance of the AUC to retraining
-    (``auc_gap``) with a bootstrap interval over the records, which are resampled alike for all
-    models; how retraining with other seeds would vary shows in the noise floor, not in it. An AUC
-    of 0.5 means that the attack cannot tell; far below 0.5 the forgotten records stand out as
-    unknown, which betrays them as well. What counts is the distance to retraining: forgotten and
+    caught when few held-out ones are called members (``tpr``), and the distance of the AUC to
+    retraining (``auc_gap``) with a bootstrap interval over the records, which are resampled alike
+    for all models; how retraining with other seeds would vary shows in the noise floor, not in it.
+    An AUC of 0.5 means that the attack cannot tell; far below 0.5 the forgotten records stand out
+    as unknown, which betrays them as well. What counts is the distance to retraining: forgotten and
     held-out records may differ by nature. Below 50 forgotten or held-out records a bound on it is
     inconclusive.
 

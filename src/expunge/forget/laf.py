@@ -126,8 +126,8 @@ def laf(model: nn.Module, sight: Sight, config: LAFConfig) -> nn.Module:
     ``L_2 = mean a over retain - log Σ exp(c / τ) over forget``, with a and c the cosine distances
     to the original's representations. The head keeps its bits. An event tells whether the
     autoencoders tell the two sets apart at all (``separability``, an AUC); where they do not, as
-    for random records, little can be expected, and a warning and the report say so. Which records
-    are to be forgotten may well have been chosen by labels.
+    for random records, little can be expected, and a note in the report says so. Which records are
+    to be forgotten may well have been chosen by labels.
 
     Source: LAF (Shen et al., 2024), eq. 5 to 8 and algorithm 1.
     Needs: inputs of forget and retain records; labels of retain records for ``repair`` only.

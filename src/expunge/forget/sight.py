@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -152,12 +151,11 @@ class Sight:
         return copy.deepcopy(self._given.fresh())  # it may be the caller's only one
 
     def note(self, text: str) -> None:
-        """Tell the user something: in a warning now, in the history, and in the report.
+        """Tell the user something, in the history and in what is made of it: summary and report.
 
         Args:
             text: One sentence.
         """
-        warnings.warn(text, stacklevel=3)
         self.notes.append(text)
 
     def fit(
