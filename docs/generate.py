@@ -39,7 +39,7 @@ EXAMPLE = re.compile(
 BENCH = re.compile(
     r"(?P<marker><!-- bench: (?P<fixture>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
 )
-BENCHES = ("lm", "vision")
+BENCHES = ("lm", "vision", "corrective")
 LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml"}
 RECIPES = f"""{NOTE}
 # Recipes

@@ -50,6 +50,10 @@ ARMS: tuple[Arm, ...] = (
     Arm("salun", "salun", only=_CLASSES),
     Arm("salun_soft", "salun_soft", only=_CLASSES),
     Arm("ssd", "ssd", only=_CLASSES),
+    # A class has a tenth of the head to itself, so that the bound on each layer refuses.
+    Arm(
+        "ssd, forced", "ssd", {"force": True}, only=("resnet_class", "vit_class", "open_set_class")
+    ),
     Arm("laf", "laf", only=_CLASSES),
     # Adapters need linear layers in the blocks, which a residual network lacks.
     Arm("gs_lora", "gs_lora", only=("vit_random_10", "vit_class", "table_random_10")),
