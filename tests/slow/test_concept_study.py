@@ -137,6 +137,9 @@ def pictures(tmp_path_factory):
             {"scope": {"patterns": ["7.*"]}, "schedule": HEAD},
         )
         measure("finetune", tuned.model)
+    for name, rows in found.items():
+        print(name, np.round(rows, 3).tolist())  # noqa: T201
+    print("precision of the donor", np.round(precision, 2))  # noqa: T201
     return {name: np.array(rows) for name, rows in found.items()}, concepts, precision
 
 
@@ -299,6 +302,7 @@ def text():
                 "retained, after": correct(task, result.model, kept),
             }
         )
+        print({key: round(float(value), 3) for key, value in found[-1].items()})  # noqa: T201
     return found
 
 
