@@ -121,7 +121,7 @@ def test_cells_show_the_mean_and_the_range_and_what_was_refused():
         "measured": {"cpu_seconds": [1.0, 2.0], "mebibytes": [10.0, 30.0]},
     }
     fixture = FIXTURES["country_facts"]
-    columns = {name: (c.heading, c.digits) for name, c in fixture.columns.items()}
+    columns = [(name, c.heading, c.digits) for name, c in fixture.columns.items()]
     results = {
         "columns": {"x": columns},
         "standards": {"x": {"before": {}, "reference-1": {}}},

@@ -81,7 +81,7 @@ def write_bench(folder: Path, results: Mapping[str, Any]) -> Path:
 
 def head(results: Mapping[str, Any], fixture: str) -> list[str]:
     """Return the headings of a fixture's table."""
-    told = [heading for heading, _ in results["columns"][fixture].values()]
+    told = [heading for _, heading, _ in results["columns"][fixture]]
     return ["model", *told, *(heading for heading, _ in MEASURED.values())]
 
 
@@ -91,17 +91,22 @@ def body(results: Mapping[str, Any], fixture: str) -> list[list[str]]:
     rows = []
     for label, role in (("original", "before"), ("retrained", "reference")):
         found = [numbers for name, numbers in standards.items() if name.startswith(role)]
-        own = [_cell([one.get(n) for one in found], digits) for n, (_, digits) in columns.items()]
+        own = [_cell([one.get(n) for one in found], digits) for n, _, digits in columns]
         rows.append([f"{label} ({len(found)})", *own, *[""] * len(MEASURED)])
     return rows + [cells(row, columns) for row in results["rows"] if row["fixture"] == fixture]
 
 
-def cells(row: Mapping[str, Any], columns: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Return the cells of one method's row."""
+def cells(row: Mapping[str, Any], columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Return the cells of one method's row.
+
+    Args:
+        row: As in ``results.json``.
+        columns: Name, heading and format of each number, in their order.
+    """
     label = row["label"] + (" *" if row["evidence"] == "output-suppressed" else "")
     if row["refused"]:
         return [label, f"refused: {row['refused']}", *[""] * (len(columns) + len(MEASURED) - 1)]
-    numbers = [_cell(row["numbers"][name], digits) for name, (_, digits) in columns.items()]
+    numbers = [_cell(row["numbers"][name], digits) for name, _, digits in columns]
     measured = [_mean(row["measured"][name], digits) for name, (_, digits) in MEASURED.items()]
     return [label, *numbers, *measured]
 

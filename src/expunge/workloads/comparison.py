@@ -111,7 +111,7 @@ def compare(
         "settings": to_json(config),
         "fixtures": {name: fixture.title for name, fixture in fixtures.items()},
         "columns": {
-            name: {key: [c.heading, c.digits] for key, c in fixture.columns.items()}
+            name: [[key, c.heading, c.digits] for key, c in fixture.columns.items()]
             for name, fixture in fixtures.items()
         },
         "standards": {
