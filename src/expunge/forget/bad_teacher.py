@@ -42,7 +42,7 @@ class BadTeacherConfig:
     )
     """Settings of the loop; ``mixed`` shuffles forget and retain records together. The paper's
     learning rate of 1e-4 forgets nothing in the few steps that 2,000 pictures give: average gap to
-    retraining 9.0 points, 6.7 at 5e-4, and 8.6 without unlearning."""
+    retraining 8.6 points, 6.7 at 5e-4 (``benchmarks/baselines.py``)."""
 
 
 @method(

@@ -43,7 +43,8 @@ class BoundaryShrinkConfig:
         freeze_norm_statistics=False,
     )
     """Settings of the loop. The learning rate was chosen on 2,000 small pictures of Fashion-MNIST:
-    average gap to retraining 6.8 points, 8.5 at 1e-4 and 21 at 1e-3."""
+    average gap to retraining 6.8 points, 8.5 at 1e-4 and 21 at 1e-3
+    (``benchmarks/baselines.py``)."""
 
 
 def _check(model: nn.Module, given: Given, config: BoundaryShrinkConfig) -> None:

@@ -34,7 +34,7 @@ class InfluenceConfig:
     alpha: Annotated[float, Field(gt=0)] = 5.0
     """How far to go (α); 1 is the influence function itself, SalUn searches 1 to 20. Chosen on
     2,000 small pictures of Fashion-MNIST: with λ = 0.1 the average gap to retraining is 8.0 points
-    at 1, 5.4 at 5 and 9.6 at 20."""
+    at 1 and 5.4 at 5 (``benchmarks/baselines.py``)."""
     damping: Annotated[float, Field(gt=0)] = 0.1
     """What is added to the diagonal of the Fisher matrix (λ); 1 in the public code, where much of F
     has no say. Below 0.01 the step is no longer small."""
