@@ -167,7 +167,7 @@ def test_the_class_is_told_by_what_it_is(pictures):
 def test_the_class_comes_back_from_twenty_pictures(pictures):
     """Five passes over them and 180 others on the last layer, which alone had moved.
 
-    Three seeds gave .82, .97, .95 on one machine and .61, .92, .78 on another.
+    Three seeds gave .82, .97, .95 in one run and .61, .92, .78 in a later one.
     """
     found, _, _ = pictures
     back = found["relearned"][:, 1]
