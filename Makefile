@@ -12,7 +12,7 @@ DEMO   ?= runs/demo
 help:
 	@echo "make demo       set up, forget fictitious people from SmolLM2, write the report"
 	@echo "make test       set up, then run every test: fast ones first, then the slow ones"
-	@echo "make test-fast  the fast tests only (under 5 minutes on 2 cores)"
+	@echo "make test-fast  the fast tests only (about 6 minutes on 2 cores)"
 	@echo "make test-slow  the slow tests only (reproductions of minutes)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make clean      remove .venv and caches (runs/ is kept)"
