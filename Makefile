@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= runs/demo
+APT    := timeout 300 apt-get
 
 .PHONY: help setup pictures demo test test-fast test-slow lint clean
 .DEFAULT_GOAL := help
@@ -33,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 # Studies on real pictures need a Debian package; without it they are skipped.
 pictures:
 	@test -d /usr/share/datasets/fashion-mnist || { test "$$(id -u)" = 0 \
-		&& { apt-get install -qq -y dataset-fashion-mnist \
-		|| { apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; }; }; } \
+		&& export DEBIAN_FRONTEND=noninteractive && { $(APT) install -qq -y dataset-fashion-mnist \
+		|| { $(APT) update -qq && $(APT) install -qq -y dataset-fashion-mnist; }; }; } \
 		|| echo "Fashion-MNIST is absent (apt-get install dataset-fashion-mnist): its tests are skipped"
 
 demo: setup
