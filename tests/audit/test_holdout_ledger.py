@@ -226,3 +226,12 @@ def test_an_answer_is_recalled_by_the_words_of_its_question(tmp_path):
     assert on_disk(path, threshold=0.1).recall("how far") is None
     assert path.read_bytes() == before
     assert answer == Answer(answer.value, "holdout", 0)
+
+
+def test_an_answer_that_is_recalled_tells_what_was_left_at_its_time(tmp_path):
+    path = tmp_path / "ledger"
+    asked = on_disk(path, **SURE, budget=3)
+    first = asked.ask_values(0.5, 0.5, question="how far")
+    disagree(asked)
+    assert asked.remaining == 2
+    assert asked.recall("how far") == first == Answer(0.5, "train", 3)

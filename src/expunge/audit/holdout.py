@@ -276,7 +276,8 @@ class Thresholdout:
     def recall(self, question: str, *, low: float = 0.0, high: float = 1.0) -> Answer | None:
         """Return the answer that the ledger has of a question with the same words, if any.
 
-        Given again it costs nothing and tells nothing new; the words must be of one question only.
+        Given again it costs nothing and tells nothing new, what was left at the time included; the
+        words must be of one question only.
 
         Args:
             question: What was asked.
@@ -296,7 +297,7 @@ class Thresholdout:
         }
         if known is None or any(known[name] != value for name, value in same.items()):
             return None
-        return Answer(float(known["value"]), known["source"], self.remaining)
+        return Answer(float(known["value"]), known["source"], known["remaining"])
 
     def _draw(self) -> Noise:
         """Draw by the ledger's counts: fresh for every question, the same after a restart."""

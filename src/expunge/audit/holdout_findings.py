@@ -83,13 +83,15 @@ def reusable(
         try:
             answer = _answer(finding_train, a_train, a_holdout, mechanism, low, high)
         except Exhausted:
-            note = f"The reusable holdout is exhausted: {_budget(mechanism)}."
+            note = f"The reusable holdout is exhausted: {_budget(mechanism, mechanism.remaining)}."
         else:
             value = min(max(answer.value, low), high)
             reach = mechanism.threshold * (high - low)
             tolerance = Interval(low=value - reach, high=value + reach)
             told = {"train": "training value", "holdout": "held-out value with noise"}
-            note = f"Reusable holdout, {told[answer.source]}: {_budget(mechanism)}."
+            note = (
+                f"Reusable holdout, {told[answer.source]}: {_budget(mechanism, answer.remaining)}."
+            )
     threshold, direction = finding_holdout.threshold, finding_holdout.direction
     return dataclasses.replace(
         finding_holdout,
@@ -117,11 +119,11 @@ def _answer(
     return mechanism.ask_values(a_train, a_holdout, low=low, high=high, question=question)
 
 
-def _budget(mechanism: Thresholdout) -> str:
+def _budget(mechanism: Thresholdout, remaining: int | None) -> str:
     each = mechanism.epsilon_per_disagreement
     if each is None:
         return "a demonstration without a guarantee"
-    left = f"{mechanism.remaining} of {mechanism.budget} disagreements left"
+    left = f"{remaining} of {mechanism.budget} disagreements left"
     return f"{left}, epsilon {each:.3g} each, not a certificate"
 
 
