@@ -3,6 +3,7 @@
 Three seeds each. What came out is in the tests; where it is less than was hoped for, they say so.
 """
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -48,6 +49,7 @@ ARMS = {
 }
 HEAD = {"epochs": 5, "batch_size": 32, "optimizer": "sgd", "lr": 1e-2, "weight_decay": 0.0}
 SEEDS = (0, 1, 2)
+RELEARNED = {"relearned, 5 passes": 5, "relearned, 20 passes": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ def pictures(tmp_path_factory):
     """Accuracies by arm and seed, the concepts that were found, and relearning."""
     if not FASHION.is_dir():
         pytest.skip("Fashion-MNIST is not installed (Debian package dataset-fashion-mnist)")
-    found = {name: [] for name in ("original", *ARMS, "finetune", "relearned")}
+    found = {name: [] for name in ("original", *ARMS, "finetune", *RELEARNED)}
     concepts, precision = [], []
     for seed in SEEDS:
         world = clothes(seed)
@@ -123,12 +125,14 @@ def pictures(tmp_path_factory):
                 concepts.append(told["concepts"]["names"])
                 precision.append(told["confusion"]["donor_precision"])
                 few = concatenate([world.forget.take(range(20)), world.retain.take(range(180))])
-                schedule = Schedule(
-                    epochs=5, batch_size=4, optimizer="sgd", lr=1e-2, weight_decay=0.0
-                )
                 scope = Scope(patterns=("7.*",))
-                learn(model, Classifier(10), few, schedule, Run(seed), scope=scope)
-                measure("relearned", model)
+                for name, passes in RELEARNED.items():
+                    again = copy.deepcopy(model)
+                    schedule = Schedule(
+                        epochs=passes, batch_size=4, optimizer="sgd", lr=1e-2, weight_decay=0.0
+                    )
+                    learn(again, Classifier(10), few, schedule, Run(seed), scope=scope)
+                    measure(name, again)
         tuned = apply(
             "finetune",
             world.model,
@@ -165,15 +169,16 @@ def test_the_class_is_told_by_what_it_is(pictures):
 
 
 def test_the_class_comes_back_from_twenty_pictures(pictures):
-    """Five passes over them and 180 others on the last layer, which alone had moved.
+    """Passes over them and 180 others on the last layer, which alone had moved.
 
-    Three seeds gave .82, .97, .95 in one run and .61, .92, .78 in a later one.
+    After five of them three seeds gave .82, .97, .95 on one machine and .61, .92, .78 on another.
     """
     found, _, _ = pictures
-    back = found["relearned"][:, 1]
     assert (found["targeted, localized"][:, 1] <= 0.02).all()
-    assert back.mean() >= 0.7
-    assert (back > 0.5).all()
+    assert (found["relearned, 20 passes"][:, 1] >= 0.75).all()
+    five = found["relearned, 5 passes"][:, 1]
+    assert five.mean() >= 0.7
+    assert (five > 0.5).all()
 
 
 def test_random_labels_that_are_never_true_forget_too(pictures):
