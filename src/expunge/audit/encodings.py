@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import codecs
-import dataclasses
 from collections.abc import Callable, Mapping
 
 from expunge.audit.contexts import free_column
-from expunge.audit.languages import around_question
-from expunge.audit.prompts import continued, filled, language, template_of
+from expunge.audit.languages import reworded
+from expunge.audit.prompts import filled
 from expunge.audit.views import Scene, views
 from expunge.core.errors import ConfigError, near_matches
 from expunge.core.records import Records
@@ -46,14 +45,10 @@ def encoded(task: Task, records: Records, scene: Scene, parameters: str) -> tupl
     name, _, inner = parameters.partition(":")
     if name not in FRAMES:
         raise ConfigError(f"encoded:{name}: no such encoding; {near_matches(name, FRAMES)}")
-    parts = around_question(task)
-    if parts is None:
-        return continued(task, records.take([]), scene, inner)
-    start, question, end = parts
-    column = free_column(records, "encoded")
-    texts = [_ENCODERS[name](filled(question, records, row)) for row in range(len(records))]
-    template = dataclasses.replace(
-        template_of(task), prompt=f"{start}{FRAMES[name]}{{{column}}}{end}"
-    )
-    seen = records.replace(**{column: texts})
-    return continued(language(task).with_template(template), seen, scene, inner)
+    column, encode = free_column(records, "encoded"), _ENCODERS[name]
+
+    def ask(question: str) -> tuple[str, Records]:
+        texts = [encode(filled(question, records, row)) for row in range(len(records))]
+        return f"{FRAMES[name]}{{{column}}}", records.replace(**{column: texts})
+
+    return reworded(task, records, scene, inner, ask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,15 +54,36 @@ def framed(task: Task, records: Records, scene: Scene, parameters: str) -> tuple
     name, _, inner = parameters.partition(":")
     if name not in FRAMES:
         raise ConfigError(f"language:{name}: no such frame; {near_matches(name, FRAMES)}")
+    before, after = FRAMES[name]
+    return reworded(
+        task, records, scene, inner, lambda question: (f"{before}{question}{after}", records)
+    )
+
+
+def reworded(
+    task: Task,
+    records: Records,
+    scene: Scene,
+    inner: str,
+    ask: Callable[[str], tuple[str, Records]],
+) -> tuple[Task, Records]:
+    """Put other words in the place of the question; no records where the prompt holds none.
+
+    Args:
+        task: How to run the model.
+        records: The records.
+        scene: The data.
+        inner: View that the records are seen through afterwards; none when empty.
+        ask: From what the prompt holds from the first to the last column of the question to what
+            stands there instead, and the records that it is filled from.
+    """
     parts = around_question(task)
     if parts is None:
         return continued(task, records.take([]), scene, inner)
     start, question, end = parts
-    before, after = FRAMES[name]
-    template = dataclasses.replace(
-        template_of(task), prompt=f"{start}{before}{question}{after}{end}"
-    )
-    return continued(language(task).with_template(template), records, scene, inner)
+    asked, seen = ask(question)
+    template = dataclasses.replace(template_of(task), prompt=f"{start}{asked}{end}")
+    return continued(language(task).with_template(template), seen, scene, inner)
 
 
 def around_question(task: Task) -> tuple[str, str, str] | None:

@@ -8,7 +8,6 @@ several processes share.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +17,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.config import to_json
 from expunge.core.digest import digest_json
-from expunge.core.errors import ConfigError, Interrupted, NumericalError, UnsupportedModelError
+from expunge.core.errors import ConfigError, Interrupted, NumericalError
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.engine.checkpoint import Checkpoints, State
 from expunge.engine.device import forked_random
 from expunge.engine.guard import Guard
 from expunge.engine.holding import Copy, hold, placed
+from expunge.engine.lone_batches import require_batches
 from expunge.engine.modes import checkpointed, training
 from expunge.engine.order import Step, epoch_steps
 from expunge.engine.schedule import Schedule, learning_rate
@@ -191,7 +190,8 @@ def fit(
         )
     key = _key(model, task, streams, terms, schedule, scope, aside, guard, run)
     team.require_same(key, "model, data and settings; start them with the same arguments")
-    sources = {**aside, **{name: stream.records for name, stream in streams.items()}}
+    records = {name: stream.records for name, stream in streams.items()}
+    sources = {**aside, **records}
     run = team.quieted(run)
     with (
         placed(model, run.device, team),
@@ -200,47 +200,12 @@ def fit(
         training(model, freeze_statistics=schedule.freeze_norm_statistics),
         checkpointed(model) if schedule.gradient_checkpointing else nullcontext(),
     ):
-        _require_batches(model, task, streams, schedule, run)
+        require_batches(model, task, records, schedule, run)
         holding = hold(model, selection, schedule, run, team)
         loop = _Loop(holding, task, streams, terms, schedule, run, guard, after, key, team)
         history = loop.run_to_end(label)
         holding.finish()
         return history
-
-
-def _require_batches(
-    model: nn.Module, task: Task, streams: Mapping[str, Stream], schedule: Schedule, run: Run
-) -> None:
-    """Try a batch of one record, which some batch norms refuse, before the first step needs it.
-
-    Raises:
-        UnsupportedModelError: There will be such a batch, and the model cannot take it.
-    """
-    if not any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
-        return
-    for name, stream in streams.items():
-        # Partners of a paired epoch come as many at a time as its anchor's records.
-        count = len(
-            (next(iter(streams.values())) if schedule.order == "paired" else stream).records
-        )
-        if schedule.order == "mixed" or not _leaves_one(count, schedule):
-            continue
-        trial = copy.deepcopy(model)
-        try:
-            with torch.no_grad():
-                task.predict(trial, task.batch(stream.records, [0]).to(run.device))
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(
-                f"{count} {name} records leave one for a batch of its own: {error}"
-            ) from error
-
-
-def _leaves_one(count: int, schedule: Schedule) -> bool:
-    """Tell whether some batch, or part of one, of so many records holds a single record."""
-    whole, rest = divmod(count, schedule.batch_size)
-    batches = {rest, schedule.batch_size if whole else 0} - {0}
-    part = schedule.micro_batch or schedule.batch_size
-    return any(part == 1 or batch % part == 1 for batch in batches)
 
 
 class _Loop:
