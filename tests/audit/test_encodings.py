@@ -4,15 +4,12 @@ import base64
 import typing
 
 import pytest
+from seen_records import prompts, seen_through
 
 from expunge.audit.encodings import FRAMES
 from expunge.audit.input_attacks import Encoding
-from expunge.audit.readings import Reading
-from expunge.audit.views import Scene, see
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
-from expunge.core.sets import Sets
-from expunge.data.dataset import Dataset
 from expunge.engine.tasks.causal_lm import Template
 
 QUESTIONS = ("What is the capital of Perú?", "Who wrote it in 1994?")
@@ -30,15 +27,9 @@ def look(language_model):
     def see_it(records, view, template=None):
         task = language_model[1]
         task = task.with_template(template) if template else task
-        scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
-        return see(task, scene, Reading("forget", view))
+        return seen_through(view, records, task)
 
     return see_it
-
-
-def prompts(seen):
-    task, records = seen
-    return [prompt for prompt, _ in task._texts(records, range(len(records)))]
 
 
 def test_every_encoding_of_the_settings_has_a_frame():

@@ -4,15 +4,12 @@ import json
 import typing
 
 import pytest
+from seen_records import prompts, seen_through
 
 from expunge.audit.input_attacks import Language
 from expunge.audit.languages import FRAMES
-from expunge.audit.readings import Reading
-from expunge.audit.views import Scene, see
 from expunge.core.errors import ConfigError
 from expunge.core.records import Records
-from expunge.core.sets import Sets
-from expunge.data.dataset import Dataset
 from expunge.data.rephrasers.rephraser import CallableRephraser, rephrasers
 from expunge.engine.tasks.causal_lm import Template
 
@@ -41,15 +38,9 @@ def look(language_model):
     def see_it(records, view, template=None):
         task = language_model[1]
         task = task.with_template(template) if template else task
-        scene = Scene(Dataset("causal_lm", records), Sets(records.ids))
-        return see(task, scene, Reading("forget", view))
+        return seen_through(view, records, task)
 
     return see_it
-
-
-def prompts(seen):
-    task, records = seen
-    return [prompt for prompt, _ in task._texts(records, range(len(records)))]
 
 
 def test_the_settings_name_every_frame():

@@ -12,7 +12,8 @@ from expunge.audit.collecting import collect
 from expunge.audit.evidence import Evidence, Subject
 from expunge.audit.measures import measures
 from expunge.audit.mia_scores import min_k
-from expunge.audit.muse import MuseConfig, bootstrap_areas, muse, privleak
+from expunge.audit.muse import MuseConfig, muse
+from expunge.audit.privleak import bootstrap_areas, privleak
 from expunge.audit.readings import Reading
 from expunge.audit.scores import Scores
 from expunge.audit.stats import auc

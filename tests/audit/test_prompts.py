@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from seen_records import prompts, seen_through
 
 from expunge.audit.measures import measures
 from expunge.audit.prompts import (
@@ -51,15 +52,9 @@ def look(language_model):
     """Records and task under a view."""
 
     def see_it(records, view, task=language_model[1], seed=0):
-        scene = Scene(Dataset("causal_lm", records), Sets(records.ids), seed)
-        return see(task, scene, Reading("forget", view))
+        return seen_through(view, records, task, seed)
 
     return see_it
-
-
-def prompts(seen):
-    task, records = seen
-    return [prompt for prompt, _ in task._texts(records, range(len(records)))]
 
 
 def pairs_file(tmp_path, *rows):

@@ -1,6 +1,7 @@
 """Questions at the end of a talk: which turns stand before them, as text and as messages."""
 
 import pytest
+from seen_records import prompts
 from tiny_llama import word_tokenizer
 
 from expunge.audit.readings import Reading
@@ -59,11 +60,6 @@ def scene_of(seed=0, gone=GONE, **columns):
 
 def plain(tokenizer, **changes):
     return CausalLM(tokenizer, Template(prompt="Q {question} A", answer=" {answer}"), **changes)
-
-
-def prompts(seen):
-    task, records = seen
-    return [text for text, _ in task._texts(records, range(len(records)))]
 
 
 def test_earlier_turns_are_attacked_facts_and_the_question_is_another(tokenizer):

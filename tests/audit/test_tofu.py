@@ -93,6 +93,8 @@ def test_forget_quality_against_each_reference(make_subject):
     quality = after["forget_quality", "forget"]
     assert quality.value == pytest.approx(tests[1].pvalue, rel=1e-6)
     assert quality.verdict == "fail"
+    assert quality.error == pytest.approx(min(1.5 * tests[1].pvalue, 1))  # the second of three
+    assert before["forget_quality", "forget"].error is None
     assert after["forget_quality_distance", "forget"].value == pytest.approx(tests[1].statistic)
     log10 = after["forget_quality_log10", "forget"].value
     assert log10 == pytest.approx(math.log10(tests[1].pvalue), rel=1e-6)
@@ -121,6 +123,7 @@ def test_a_destroyed_model_fails_although_its_p_value_passes(make_subject):
     quality = found["forget_quality", "forget"]
     assert quality.value == 1
     assert quality.verdict == "fail"
+    assert quality.error is None  # a rule and no test
     assert "collapsed" in quality.note
     assert "only 40 records" in quality.note
     assert found["utility_kept", ""].value < 0.01
@@ -211,6 +214,7 @@ def test_a_test_that_cannot_reject_clears_no_model(make_subject, n, verdict):
     quality = by_metric(tofu(evidence, config, Run()))["forget_quality", "forget"]
     assert quality.value >= 0.05
     assert quality.verdict == verdict
+    assert quality.error is None  # of a pass none is known
     told = "a pass needs 50 records: forget more of those that have wrong answers"
     assert (told in quality.note) is (n < 50)
 

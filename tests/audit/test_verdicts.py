@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from expunge.audit.tofu import COLLAPSED
+from expunge.audit.tofu import error_of_fail
 from expunge.audit.verdicts import judged_together, p_value
-from expunge.core.finding import Finding, Interval, Reference, judge
+from expunge.core.finding import Finding, Interval, judge
 
 
 def finding(value, bound, error=1.0, direction="lower", note=""):
@@ -119,9 +119,8 @@ def test_nothing_judged_is_nothing_changed():
 # Forget quality, which is a p-value itself.
 
 
-def quality(value, bound=0.05, references=1, verdict=None, note=""):
+def quality(value, bound=0.05, references=1, verdict=None):
     said = verdict or judge(value, None, bound, "higher")
-    beside = Reference(values=(0.5,) * references, gap=value - 0.5, noise_floor=None)
     return Finding(
         audit="tofu",
         metric="forget_quality",
@@ -131,9 +130,10 @@ def quality(value, bound=0.05, references=1, verdict=None, note=""):
         n=100,
         direction="higher",
         threshold=bound,
-        reference=beside if references > 1 else None,
         verdict=said,
-        note=note,
+        error=error_of_fail(value, references, bound)
+        if verdict is None and said == "fail"
+        else None,
     )
 
 
@@ -178,7 +178,7 @@ def test_a_passed_forget_quality_shows_no_error_but_counts():
 
 @pytest.mark.parametrize("value", [0.01, 0.9])
 def test_a_collapse_is_a_rule_that_no_correction_undoes(value):
-    fallen = quality(value, verdict="fail", note=f"only 40 records; {COLLAPSED}")
+    fallen = quality(value, verdict="fail")
     assert p_value(fallen) is None
     assert judged_together([fallen, *[finding(-0.1, 0.0)] * 9])[0] == fallen
 

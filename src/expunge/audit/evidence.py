@@ -50,6 +50,7 @@ class Measurement:
         note: What the number does not show, or why it is missing.
         verdict: Overrides the comparison with the threshold; a bound that does not apply leaves it
             open whether it is met, which is ``inconclusive``.
+        error: Chance that the verdict is wrong, where no interval tells it; see ``Finding``.
     """
 
     value: float | None
@@ -57,6 +58,7 @@ class Measurement:
     interval: Interval | None = None
     note: str = ""
     verdict: Verdict | None = None
+    error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +173,7 @@ class Evidence:
                     else _beside(found, standards, 3 if pairwise else 2),
                     threshold=threshold if judged else None,
                     verdict=verdict,
+                    error=found.error,
                     version=self.version,
                     model=subject.model,
                     sets=self.sets,

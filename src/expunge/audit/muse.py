@@ -20,24 +20,19 @@ from expunge.audit.audit import audit
 from expunge.audit.evidence import Evidence, Measurement, Subject
 from expunge.audit.measures import of_text, rouge_l_f
 from expunge.audit.mia import distance
-from expunge.audit.mia_scores import min_k
+from expunge.audit.privleak import FEW, MEMBERS, NONMEMBERS, Attack, measured_privleak
 from expunge.audit.prompts import filled, template_of
 from expunge.audit.readings import Reading
-from expunge.audit.resampled import resampled
-from expunge.audit.stats import RESAMPLES, auc, mean_interval, percentile_interval
+from expunge.audit.stats import mean_interval
 from expunge.audit.views import Scene, views
 from expunge.core.config import config
 from expunge.core.errors import ConfigError, DataError, listing
-from expunge.core.finding import Finding, Interval
+from expunge.core.finding import Finding
 from expunge.core.records import Records
 from expunge.core.run import Run
 from expunge.core.streams import stream
 from expunge.data.dataset import Dataset
 
-_FEW = 100
-_NO_WIDTH = 1e-9  # percent; resamples that differ less do so by rounding
-_SHORTEST = 4
-_UNLIKE = 0.15
 _GRAM, _SHARED = 8, 0.1
 _ENDS = re.compile(r"\n\n|\nQuestion|Question:")
 _COLUMN = "few_shot_examples"
@@ -75,8 +70,8 @@ def _reads(config: MuseConfig, dataset: Dataset) -> Iterator[Reading]:
         records = dataset.records("train" if name in ("forget", "retain") else name)
         if len(records) and "answer" in records:
             yield _questions(config, name)
-    yield _MEMBERS
-    yield _NONMEMBERS
+    yield MEMBERS
+    yield NONMEMBERS
 
 
 # Longer or shorter answers that another audit asks for would change these numbers; readings under
@@ -100,9 +95,6 @@ def _questions(config: MuseConfig, name: str) -> Reading:
         max_new_tokens=config.knowledge_tokens,
         measures=("rouge_l_f_first",),
     )
-
-
-_MEMBERS, _NONMEMBERS = Reading("forget", "apart"), Reading("holdout")
 
 
 @audit(
@@ -167,9 +159,11 @@ def muse(evidence: Evidence, config: MuseConfig, run: Run) -> list[Finding]:
             record_set=reading.record_set,
             unit="%",
         )
-    attacks = {subject: _Attack.of(subject, config.min_k, run.seed) for subject in evidence}
+    attacks = {subject: Attack.of(subject, config.min_k, run.seed) for subject in evidence}
     leaks = {
-        subject: _privleak(attacks[subject], [attacks[one] for one in evidence.others(subject)])
+        subject: measured_privleak(
+            attacks[subject], [attacks[one] for one in evidence.others(subject)]
+        )
         for subject in evidence
     }
 
@@ -177,7 +171,7 @@ def muse(evidence: Evidence, config: MuseConfig, run: Run) -> list[Finding]:
         found = distance(leaks[subject], [Measurement(0.0, 0)])
         # Few texts can condemn a model, but not clear it.
         clear = subject is evidence.after and _clears(found, config.max_privleak)
-        few = min(attacks[subject].counts) < _FEW
+        few = min(attacks[subject].counts) < FEW
         return dataclasses.replace(
             found, note=leaks[subject].note, verdict="inconclusive" if clear and few else None
         )
@@ -223,136 +217,6 @@ def rouge_l_f_of_first(answers: Sequence[str], truths: Sequence[str]) -> np.ndar
     Source: MUSE (Shi et al., 2025), knowledge memorization; cut as in its code.
     """
     return rouge_l_f([_ENDS.split(answer, maxsplit=1)[0] for answer in answers], truths)
-
-
-def privleak(area: float, standard: float) -> float:
-    """Return MUSE's privacy leakage in percent.
-
-    Args:
-        area: AUC of the model in MUSE's orientation: high when forgotten texts look unseen.
-        standard: AUC of retraining, between 0 and 1, neither of them.
-
-    Raises:
-        ValueError: The standard is 0 or 1.
-
-    Source: MUSE (Shi et al., 2025), equation 2.
-    """
-    if not 0 < standard < 1:
-        raise ValueError(f"an AUC of {standard} after retraining: separable without training")
-    return 100 * (area - standard) / standard
-
-
-def bootstrap_areas(
-    forgotten: np.ndarray, held_out: np.ndarray, seed: int, resamples: int = RESAMPLES
-) -> np.ndarray:
-    """Return the AUC (MUSE's orientation) of resamples of both sides, shape (resamples,).
-
-    Models with as many texts under one seed are resampled alike, so that their AUCs are paired.
-
-    Args:
-        forgotten: How memorised each forgotten text looks, at least one; higher is more.
-        held_out: The same of each held-out text, at least one.
-        seed: The run's seed.
-        resamples: How many.
-    """
-    m, n = len(forgotten), len(held_out)
-    values = np.concatenate([forgotten, held_out])
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-    draws = stream(seed, "bootstrap", "privleak")
-    areas = np.empty(resamples)
-    counts = np.zeros((2, m + n))  # of forgotten and of held-out texts
-    for place in range(resamples):
-        counts[0, :m] = np.bincount(draws.integers(m, size=m), minlength=m)
-        counts[1, m:] = np.bincount(draws.integers(n, size=n), minlength=n)
-        own, other = np.add.reduceat(counts[:, order], starts, axis=1)
-        # A pair counts when the held-out text looks more memorised; ties count half.
-        areas[place] = (other * (np.cumsum(own) - own / 2)).sum() / (m * n)
-    return areas
-
-
-class _Attack:
-    """The Min-K% attack on one model: AUC in MUSE's orientation, and its resamples."""
-
-    def __init__(self, forgotten: np.ndarray, held_out: np.ndarray, seed: int, short: int) -> None:
-        self.counts = (len(forgotten), len(held_out))
-        self.short = short
-        self.area: float | None = None
-        if min(self.counts):
-            self.area, self.interval = auc(held_out, forgotten)
-            self.draws = bootstrap_areas(forgotten, held_out, seed)
-
-    @classmethod
-    def of(cls, subject: Subject, share: float, seed: int) -> _Attack:
-        """Attack a model by its scores; texts that are too short are left out and counted."""
-        sides, short = [], 0
-        for reading in (_MEMBERS, _NONMEMBERS):
-            scores = subject.scores[reading]
-            long_R = scores.n_R >= _SHORTEST
-            sides.append(min_k(scores, share)[long_R])
-            short += int((~long_R).sum())
-        return cls(sides[0], sides[1], seed, short)
-
-    def measurement(
-        self, value: float | None = None, interval: Interval | None = None
-    ) -> Measurement:
-        """Return a number of this attack (its AUC by default) with what speaks against it."""
-        if self.area is None:
-            return Measurement(None, sum(self.counts), note=self._missing())
-        if value is None:
-            value, interval = self.area, self.interval
-        notes = []
-        if min(self.counts) < _FEW:
-            notes.append(
-                f"only {self.counts[0]} forgotten and {self.counts[1]} held-out texts, where "
-                f"{_FEW} of each are needed: the error is wide"
-            )
-        if self.short:
-            notes.append(f"{self.short} texts under {_SHORTEST} tokens are left out")
-        return Measurement(value, sum(self.counts), interval, "; ".join(notes))
-
-    def _missing(self) -> str:
-        if self.short:
-            return f"a side has no text of {_SHORTEST} tokens or more"
-        return "there are no held-out records to compare with"
-
-
-def _privleak(own: _Attack, others: Sequence[_Attack]) -> Measurement:
-    if own.area is None:
-        return own.measurement()
-    standards = [other for other in others if other.area is not None]
-    n = sum(own.counts)
-    if not standards:
-        return Measurement(None, n, note="no other retrained model to compare with")
-    standard = float(np.mean([other.area for other in standards]))
-    if not 0 < standard < 1:
-        note = f"forget and holdout are separable without training (AUC after it {standard:g})"
-        return Measurement(None, n, note=note)
-    beside = np.mean([other.draws for other in standards], axis=0)
-    good = beside > 0
-    leaks = 100 * (own.draws[good] - beside[good]) / beside[good]
-    interval = percentile_interval(leaks)
-    # No resample can show what the next text would do, or how it would differ from retraining.
-    if np.ptp(own.draws) == 0:
-        interval = _of_area(own.interval, standard)
-    elif interval.high - interval.low < _NO_WIDTH:
-        exact = resampled(own.area, own.draws[:1], min(own.counts), low=0.0)
-        interval = _of_area(exact, standard)
-    found = own.measurement(privleak(own.area, standard), interval)
-    if abs(standard - 0.5) <= _UNLIKE:
-        return found
-    unlike = (
-        f"forgotten and held-out texts differ by nature (AUC of retraining {standard:.2f}, not "
-        "0.5): PrivLeak says little"
-    )
-    note = "; ".join(filter(None, (found.note, unlike)))
-    return Measurement(found.value, found.n, found.interval, note)
-
-
-def _of_area(interval: Interval, standard: float) -> Interval:
-    """Return the interval of the leak from that of the area."""
-    low, high = (privleak(end, standard) for end in (interval.low, interval.high))
-    return dataclasses.replace(interval, low=low, high=high)
 
 
 def _clears(found: Measurement, bound: float | None) -> bool:

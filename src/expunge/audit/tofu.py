@@ -22,6 +22,7 @@ from expunge.audit.stats import (
 )
 from expunge.audit.tofu_metrics import TITLES, UTILITY_METRICS, Values, log_truth_ratio
 from expunge.audit.tofu_values import Utility, answer_losses, model_utility, record_values
+from expunge.audit.verdicts import ALPHA
 from expunge.core.config import config
 from expunge.core.finding import Finding, Interval
 from expunge.core.run import Run
@@ -29,8 +30,7 @@ from expunge.core.sets import ROLES
 from expunge.data.dataset import Dataset
 
 _NO_WIDTH = 1e-9  # resamples that differ less do so by rounding
-COLLAPSED = "the model has collapsed: too little of its utility is left for this to mean anything"
-"""Note of a forget quality that fails whatever its p-value is."""
+_COLLAPSED = "the model has collapsed: too little of its utility is left for this to mean anything"
 
 Utilities = Mapping[Subject, Utility]
 
@@ -235,7 +235,7 @@ def _quality_findings(
         if n < JUDGED_RECORDS:
             remarks.append(f"only {n} records: models that have not forgotten can pass this test")
         if collapsed and subject is evidence.after:
-            remarks.append(COLLAPSED)
+            remarks.append(_COLLAPSED)
         return Measurement(
             getattr(found[(len(found) - 1) // 2], number), n, note="; ".join(remarks)
         )
@@ -244,9 +244,13 @@ def _quality_findings(
         found, bound = quality(subject, "p"), config.min_forget_quality
         if subject is not evidence.after or found.value is None:
             return found
-        if collapsed:
+        if collapsed:  # a rule and no test, so that no error belongs to it
             return dataclasses.replace(found, verdict="fail")
-        if bound is None or found.value < bound or found.n >= JUDGED_RECORDS:
+        if bound is not None and found.value < bound:
+            error = error_of_fail(found.value, len(tests[subject][1]), bound)
+            return dataclasses.replace(found, error=error)
+        # Of a pass no error is known: to find no difference does not show that there is none.
+        if bound is None or found.n >= JUDGED_RECORDS:
             return found
         # On few records the test can condemn a model, but not clear it.
         note = (
@@ -281,6 +285,22 @@ def _quality_findings(
         record_set="forget",
     )
     return findings
+
+
+def error_of_fail(p: float, references: int, bound: float) -> float:
+    """Return the chance that a forget quality below its bound is of a model like a retrained one.
+
+    The median of k p-values is small k / ceil(k / 2) times as often as one of them, at most. A fail
+    under a bound below 5 % is corrected at that level, one under a larger bound at 5 %.
+
+    Args:
+        p: The median of the p-values.
+        references: k.
+        bound: The bound.
+
+    Source: Rüger (1978).
+    """
+    return min(p * references / ((references + 1) // 2) * max(1.0, ALPHA / bound), 1.0)
 
 
 def _tests(evidence: Evidence, plain: Reading) -> dict[Subject, tuple[int, list[KSTest]]]:

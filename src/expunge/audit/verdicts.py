@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from scipy import stats
 
 from expunge.audit.multiplicity import holm
-from expunge.audit.tofu import COLLAPSED
 from expunge.core.finding import Finding
 
 ALPHA = 0.05
 """Chance that any corrected verdict of a run is wrong, at most."""
-_TESTS = frozenset({("tofu", "forget_quality")})  # numbers that are p-values themselves
 
 
 def judged_together(findings: Sequence[Finding]) -> list[Finding]:
@@ -56,27 +54,17 @@ def p_value(finding: Finding) -> float | None:
     of its interval on that side, half of the width stands in. An interval without width knows
     nothing of its error: 1.
 
-    Forget quality is a p-value itself, and its fail is wrong if the model is like a retrained one.
-    The median of k p-values is small k / ceil(k / 2) times as often as one of them, at most. A fail
-    under a bound below 5 % is corrected at that level, one under a larger bound at 5 %.
-
-    ``None`` where the error is not known: without a bound, a number, or an interval; for a pass of
-    forget quality, since a test that finds no difference does not show that there is none; and for
-    its fail by a collapse, which is a rule and no test.
+    What an audit says of the error of its verdict goes before the interval. ``None`` where nothing
+    is known: without a bound or a number, or with neither of the two.
 
     Args:
         finding: A judged number.
-
-    Source: Rüger (1978) for the median of p-values.
     """
     interval, bound, value = finding.interval, finding.threshold, finding.value
     if bound is None or value is None:
         return None
-    if (finding.audit, finding.metric) in _TESTS:
-        if value >= bound or COLLAPSED in finding.note:
-            return None
-        k = len(finding.reference.values) if finding.reference else 1
-        return min(value * k / ((k + 1) // 2) * max(1.0, ALPHA / bound), 1.0)
+    if finding.error is not None:
+        return finding.error
     if interval is None:
         return None
     half = value - interval.low if bound < value else interval.high - value

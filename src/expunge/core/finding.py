@@ -67,6 +67,7 @@ class Finding:
         reference: Retrained references on the same number.
         threshold: Bound fixed before forgetting, with the direction deciding the side.
         verdict: Outcome against the threshold.
+        error: Chance that the verdict is wrong, where the audit knows it and no interval tells it.
         version: Version of the metric; grows with any change of meaning.
         model: Digest of the model.
         sets: Digest of the record sets.
@@ -91,6 +92,7 @@ class Finding:
     reference: Reference | None = None
     threshold: float | None = None
     verdict: Verdict = "not_applicable"
+    error: float | None = None
     version: int = 1
     model: str = ""
     sets: str = ""
